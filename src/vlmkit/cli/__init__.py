@@ -1,0 +1,1 @@
+"""Composition roots: config in, objects wired, a result returned."""

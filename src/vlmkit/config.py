@@ -1,0 +1,183 @@
+"""Where the yaml files are, how one becomes an object, and how a command runs on them.
+
+Besides `cli/` the only importer of hydra and omegaconf: below, everything takes plain typed arguments. Nothing here
+imports torch, so `--help` and `--cfg job` answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vlmkit.errors import ConfigError, VlmkitError
+
+T = TypeVar("T")
+RUN_DIR_VARIABLE = "VLMKIT_RUN_DIR"
+"""Hands the run directory of the first rank to the ranks it starts: `${now:}` would give each its own."""
+
+
+def conf_dir() -> Path:
+    """Directory of the yaml files: the wheel's copy if there is one, else the checkout's.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    package = Path(__file__).resolve().parent
+    places = [package / "conf", package.parents[1] / "conf"]
+    for place in places:
+        if (place / "train.yaml").is_file():
+            return place
+    raise ConfigError(
+        f"No configuration found: neither {places[0]} nor {places[1]} holds train.yaml. Reinstall vlmkit."
+    )
+
+
+def build(node: DictConfig, kind: type[T], **runtime: object) -> T:
+    """Make the object that `node` describes by its `_target_`; hand `runtime` objects to it untouched.
+
+    Raises:
+        ConfigError: an argument is given both by config and by code, is unknown, missing or refused by the
+            constructor, or the result is of another kind.
+    """
+    target = str(node.get("_target_"))
+    factory: Any = instantiate(node, _partial_=True, _convert_="all")  # partial first: runtime objects are never merged
+    if clash := sorted(factory.keywords.keys() & runtime.keys()):
+        raise ConfigError(f"{target}: {clash} given both by config and by code.")
+    try:
+        made = factory(**runtime)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{target} refused its settings: {error}") from error
+    if not isinstance(made, kind):
+        raise ConfigError(f"{target} made a {type(made).__name__}, wanted a {kind.__name__}.")
+    return made
+
+
+def options_of(group: str) -> list[str]:
+    """Names that can stand behind `group=`, from the files of the group."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[str, DictConfig]:
+    """Compose `eval/<name>.yaml` for each name and lay `benchmark_options.<name>` over it.
+
+    Args:
+        names: A list of names, one name, or `all`.
+        options: `benchmark_options`: a mapping from a benchmark's name to the keys to change.
+
+    Raises:
+        ConfigError: an unknown name, or an option that the benchmark does not have.
+    """
+    known = options_of("eval")
+    plain = OmegaConf.to_container(names) if isinstance(names, ListConfig) else names
+    wanted = known if plain == "all" else [plain] if isinstance(plain, str) else list(plain or [])  # type: ignore[arg-type]
+    nodes: dict[str, DictConfig] = {}
+    for name in map(str, wanted):
+        if name not in known:
+            raise ConfigError(
+                f"benchmarks: no benchmark is named {name!r}.{_nearest(name, known)} There are: {', '.join(known)}."
+            )
+        node = OmegaConf.load(conf_dir() / "eval" / f"{name}.yaml")
+        assert isinstance(node, DictConfig)
+        for key, value in ((options or {}).get(name) or {}).items():
+            if key not in node:
+                keys = sorted(str(key) for key in node if key != "_target_")
+                raise ConfigError(
+                    f"benchmark_options.{name}.{key}: no such option.{_nearest(str(key), keys)} There are: {', '.join(keys)}."
+                )
+            node[key] = value
+        nodes[name] = node
+    if stray := sorted(set(map(str, options or {})) - set(nodes)):
+        raise ConfigError(f"benchmark_options.{stray[0]}: {stray[0]} is not among benchmarks={sorted(nodes)}.")
+    return nodes
+
+
+def run_directory() -> Path:
+    """The directory of this run (of this job, in a multirun), the same on every rank."""
+    if int(os.environ.get("LOCAL_RANK", "0")) and (handed := os.environ.get(RUN_DIR_VARIABLE)):
+        return Path(handed)
+    found = Path(HydraConfig.get().runtime.output_dir).resolve()
+    os.environ[RUN_DIR_VARIABLE] = str(found)
+    return found
+
+
+def task_overrides() -> list[str]:
+    """The overrides the user typed, without those to Hydra itself."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def run_command(name: str, config_name: str, task: Callable[[DictConfig], object]) -> None:
+    """Run `task` on the configuration composed from the command line; print user errors without a traceback.
+
+    Exit status: 0; 1 where the user has something to mend; what Python says for a fault of ours (with traceback).
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hydra would print a shortened traceback and swallow ours
+    try:
+        decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
+        decorate(task)()
+    except VlmkitError as error:
+        _fail(name, str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(name, _explain(error, config_name))
+
+
+def _fail(name: str, message: str) -> None:
+    print(f"{name}: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _explain(error: Exception, config_name: str) -> str:
+    """Hydra's message, and what it leads to: the nearest key, or the names that exist."""
+    text = str(error)
+    cause = error.__cause__ or error.__context__
+    if cause is not None and str(cause) not in text:
+        text = f"{text}\n{cause}"
+    text = re.sub(r"\n?\s*(full_key|object_type|reference_type)[^\n]*", "", text).strip()
+    text = text.replace(
+        "To append to your config use +", "Is it spelt right? (A key that exists nowhere needs a + in front:"
+    ).replace("(A key", "(a key")
+    if match := re.search(r"Could not override '([\w.]+)'", text):
+        text = f"{text.splitlines()[0]}{_hint(match[1], config_name)}"
+    return text
+
+
+def _hint(key: str, config_name: str) -> str:
+    group, _, rest = key.partition(".")
+    if group == "data" and rest and rest in _keys(conf_dir() / "data" / "llava.yaml"):
+        return " The embedded data=shapes has no such setting: choose data=llava."
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        plain = OmegaConf.to_container(compose(config_name), resolve=False)
+    return _nearest(key, _flatten(plain))
+
+
+def _keys(path: Path) -> set[str]:
+    return set(map(str, OmegaConf.load(path))) if path.is_file() else set()
+
+
+def _flatten(node: object, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    found: list[str] = []
+    for key, value in node.items():
+        found += [f"{prefix}{key}", *_flatten(value, f"{prefix}{key}.")]
+    return found
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(close)}?" if close else ""

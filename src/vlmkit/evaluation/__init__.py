@@ -1,0 +1,1 @@
+"""Benchmark rows to scores and reports."""

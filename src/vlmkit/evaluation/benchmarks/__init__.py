@@ -1,0 +1,1 @@
+"""One file per benchmark: its rows to cases. Knows no model."""

@@ -1,0 +1,1 @@
+"""Case and answer text to score: pure functions, no torch."""

@@ -1,0 +1,1 @@
+"""One vision-language model out of three parts."""

@@ -1,0 +1,1 @@
+"""Static pages: what is trained on, what was answered."""

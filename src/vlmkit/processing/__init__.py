@@ -1,0 +1,1 @@
+"""Conversation to tensors: the one path that training and generation share."""

@@ -1,0 +1,1 @@
+"""Batch to loss, and everything that happens around a step."""
