@@ -259,7 +259,7 @@ def _draw_scene(rng: random.Random, num_shapes: int) -> Scene:
 
 def _draw_spot(rng: random.Random, cell: int) -> Spot:
     radius = rng.choice(_RADII)
-    slack = CELL_PIXELS // 2 - radius
+    slack = CELL_PIXELS // 2 - radius - 1  # neighbours never touch
     row, column = divmod(cell, IMAGE_PIXELS // CELL_PIXELS)
     x, y = (CELL_PIXELS * index + CELL_PIXELS // 2 + rng.randint(-slack, slack) for index in (column, row))
     return Spot(x=x, y=y, radius=radius)
