@@ -1,0 +1,344 @@
+"""Conversation to tensors: for training (`encode_example`), for the index (`measure_example`), for generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from vlmkit.batch import IGNORE_INDEX, Sample
+from vlmkit.conversation import Conversation, ImagePart, VideoPart
+from vlmkit.errors import DataError
+from vlmkit.processing.media import image_size, load_frames, load_image, video_header
+from vlmkit.processing.positions import Grid, position_ids
+from vlmkit.processing.processor import Processor
+from vlmkit.processing.supervision import Rendered, render
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Pixels = Literal["uint8", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediumLayout:
+    """How one image or video will be laid out, known from its header.
+
+    Attributes:
+        grid: Patches along time, height, width.
+        frames: Indices of the sampled frames (video only).
+        seconds: Time stamp of each frame pair (video only).
+    """
+
+    grid: Grid
+    frames: tuple[int, ...] = ()
+    seconds: tuple[float, ...] = ()
+
+    @property
+    def num_patches(self) -> int:
+        """Patches that enter the vision encoder."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measure:
+    """What a conversation will cost, without decoding a pixel.
+
+    Attributes:
+        num_tokens: Tokens, visual ones included.
+        num_supervised_tokens: Tokens with a label.
+        num_patches: Vision patches of all media.
+        num_media: Images and videos.
+        num_visual_tokens: Tokens that stand for media.
+    """
+
+    num_tokens: int
+    num_supervised_tokens: int
+    num_patches: int
+    num_media: int
+    num_visual_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Encoded:
+    ids: list[int]
+    supervised: list[bool]
+    runs: list[tuple[int, Grid]]
+
+
+def encode_example(conversation: Conversation, processor: Processor, *, pixels: Pixels) -> Sample:
+    """Encode a conversation for training.
+
+    Args:
+        conversation: What was said.
+        processor: Tokenizer, template and image rules.
+        pixels: `uint8` keeps bytes for the device to normalise; `float32` is bit for bit what the Hugging Face
+            processor gives (stills without their temporal copy).
+
+    Returns:
+        A `Sample`; see `vlmkit.batch` for shapes.
+
+    Raises:
+        DataError: a medium cannot be read, or the template refuses the conversation. With the conversation's origin.
+    """
+    import torch
+
+    with _located(conversation):
+        layouts = [layout(part, processor) for part in conversation.media]
+        encoded = _encode(render(conversation, processor), layouts, processor)
+        stills: list[Tensor] = []
+        videos: list[Tensor] = []
+        for part, place in zip(conversation.media, layouts, strict=True):
+            patches = _patches(part, place, processor, pixels)
+            (stills if isinstance(part, ImagePart) else videos).append(patches)
+    ids = np.asarray(encoded.ids, dtype=np.int64)
+    labels = np.where(encoded.supervised, ids, IGNORE_INDEX)
+    positions, _ = position_ids(len(ids), encoded.runs, merge_size=processor.geometry.merge_size)
+    geometry = processor.geometry
+    still_width = 3 * geometry.patch_size**2
+    dtype = torch.uint8 if pixels == "uint8" else torch.float32
+    return Sample(
+        input_ids=torch.from_numpy(ids),
+        labels=torch.from_numpy(labels),
+        position_ids=torch.from_numpy(positions),
+        still_patches=_join(stills, still_width, dtype),
+        video_patches=_join(videos, still_width * geometry.temporal_patch_size, dtype),
+        grid_thw=torch.tensor([place.grid for place in layouts], dtype=torch.int64).reshape(-1, 3),
+        is_video=torch.tensor([isinstance(part, VideoPart) for part in conversation.media], dtype=torch.bool),
+    )
+
+
+def measure_example(conversation: Conversation, processor: Processor) -> Measure:
+    """Count the tokens and patches of a conversation, exactly as `encode_example` would make them.
+
+    Raises:
+        DataError: as `encode_example`, as far as headers tell.
+    """
+    with _located(conversation):
+        layouts = [layout(part, processor) for part in conversation.media]
+        encoded = _encode(render(conversation, processor), layouts, processor)
+    num_patches = sum(place.num_patches for place in layouts)
+    return Measure(
+        num_tokens=len(encoded.ids),
+        num_supervised_tokens=sum(encoded.supervised),
+        num_patches=num_patches,
+        num_media=len(layouts),
+        num_visual_tokens=num_patches // processor.geometry.merge_size**2,
+    )
+
+
+def encode_prompt(conversation: Conversation, processor: Processor) -> dict[str, Tensor]:
+    """Encode a conversation up to the generation prompt, as transformers' `generate` takes it.
+
+    Returns:
+        input_ids, attention_mask, mm_token_type_ids: (1, num_tokens) int64; where there are media also pixel_values
+        (num_patches, 3 * temporal_patch * patch**2) float32 with image_grid_thw (num_images, 3), and
+        pixel_values_videos with video_grid_thw.
+
+    Raises:
+        DataError: as `encode_example`.
+    """
+    import torch
+
+    with _located(conversation):
+        layouts = [layout(part, processor) for part in conversation.media]
+        encoded = _encode(render(conversation, processor, generation_prompt=True), layouts, processor)
+        patches = [
+            _patches(part, place, processor, "float32") for part, place in zip(conversation.media, layouts, strict=True)
+        ]
+    ids = torch.tensor([encoded.ids])
+    kinds = (ids == processor.image_token_id).long() + 2 * (ids == processor.video_token_id).long()
+    prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds}
+    for kind, values, grids in (
+        (ImagePart, "pixel_values", "image_grid_thw"),
+        (VideoPart, "pixel_values_videos", "video_grid_thw"),
+    ):
+        chosen = [number for number, part in enumerate(conversation.media) if isinstance(part, kind)]
+        if chosen:
+            prompt[values] = torch.cat([_with_copies(patches[number], kind, processor) for number in chosen])
+            prompt[grids] = torch.tensor([layouts[number].grid for number in chosen])
+    return prompt
+
+
+def layout(part: ImagePart | VideoPart, processor: Processor) -> MediumLayout:
+    """Lay out one medium from its header: grid, and for a video the frames to sample and their time stamps.
+
+    Raises:
+        DataError: the header cannot be read, or the size is refused.
+    """
+    if isinstance(part, ImagePart):
+        return MediumLayout(grid=processor.image_grid(*image_size(part)))
+    header = video_header(part)
+    frames, fps = _sample_frames(header.num_frames, header.fps, processor)
+    pair = processor.geometry.temporal_patch_size
+    padded = frames + [frames[-1]] * (-len(frames) % pair)
+    seconds = tuple((padded[first] / fps + padded[first + pair - 1] / fps) / 2 for first in range(0, len(padded), pair))
+    grid = processor.video_grid(len(frames), header.height, header.width)
+    return MediumLayout(grid=grid, frames=tuple(frames), seconds=seconds)
+
+
+def _sample_frames(num_frames: int, fps: float | None, processor: Processor) -> tuple[list[int], float]:
+    """Frames to read and the rate their numbers count in; a list of frames is taken whole, at the sampling rate."""
+    from transformers.video_utils import VideoMetadata
+
+    video = processor.hf.video_processor
+    if fps is None:
+        return list(range(num_frames)), float(video.fps)
+    metadata = VideoMetadata(total_num_frames=num_frames, fps=fps)
+    return [int(index) for index in video.sample_frames(metadata, fps=video.fps)], fps
+
+
+def _encode(rendered: Rendered, layouts: list[MediumLayout], processor: Processor) -> _Encoded:
+    """Tokens of the rendered text; media tokens are written as ids, all other stretches tokenised between them.
+
+    Special tokens split a text before anything else, so tokenising stretch by stretch gives the ids of the whole.
+    """
+    stretches = list(_stretches(rendered, processor))
+    texts = [rendered.restore(text) for _, text, special in stretches if not special]
+    tokenised = iter(_tokenise(texts, processor))
+    media = iter(layouts)
+    ids: list[int] = []
+    supervised: list[bool] = []
+    runs: list[tuple[int, Grid]] = []
+    token_ids = processor.hf.tokenizer.convert_tokens_to_ids
+    for start, text, special in stretches:
+        if not special:
+            for token, (first, last) in next(tokenised):
+                ids.append(token)
+                supervised.append(
+                    _covered(
+                        start + _shift(rendered, text, first), start + _shift(rendered, text, last), rendered.spans
+                    )
+                )
+            continue
+        token = token_ids(text)
+        if token in (processor.image_token_id, processor.video_token_id):
+            _append_medium(ids, runs, next(media), token, processor)
+            supervised.extend([False] * (len(ids) - len(supervised)))
+        else:
+            ids.append(token)
+            supervised.append(_covered(start, start + len(text), rendered.spans))
+    if supervised:
+        supervised[0] = False  # nothing stands before the first token that could predict it
+    return _Encoded(ids=ids, supervised=supervised, runs=runs)
+
+
+def _append_medium(
+    ids: list[int], runs: list[tuple[int, Grid]], place: MediumLayout, token: int, processor: Processor
+) -> None:
+    merge = processor.geometry.merge_size
+    pairs, rows, columns = place.grid
+    num_tokens = rows * columns // merge**2
+    if token == processor.image_token_id:
+        runs.append((len(ids), place.grid))
+        ids.extend([token] * num_tokens)
+        return
+    stamps = _tokenise([f"<{seconds:.1f} seconds>" for seconds in place.seconds], processor)
+    for stamp in stamps[:pairs]:
+        ids.extend(token_id for token_id, _ in stamp)
+        ids.append(processor.hf.vision_start_token_id)
+        runs.append((len(ids), (1, rows, columns)))
+        ids.extend([token] * num_tokens)
+        ids.append(processor.hf.vision_end_token_id)
+
+
+def _stretches(rendered: Rendered, processor: Processor) -> Iterator[tuple[int, str, bool]]:
+    """Start, text, and whether it is a special token, of each stretch of the rendered text."""
+    start = 0
+    for number, piece in enumerate(processor.special_tokens.split(rendered.text)):
+        if piece:
+            yield start, piece, number % 2 == 1
+        start += len(piece)
+
+
+def _tokenise(texts: list[str], processor: Processor) -> list[list[tuple[int, tuple[int, int]]]]:
+    """Ids and character offsets of each text; special tokens in it are plain text."""
+    backend = processor.hf.tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        found = backend.encode_batch(texts, add_special_tokens=False)
+    finally:
+        backend.encode_special_tokens = False
+    return [list(zip(one.ids, one.offsets, strict=True)) for one in found]
+
+
+def _shift(rendered: Rendered, stretch: str, offset: int) -> int:
+    """Where the character `offset` of the restored stretch stands in the stretch as rendered."""
+    if not rendered.escape or rendered.escape not in stretch:
+        return offset
+    seen = 0
+    for place, character in enumerate(stretch):
+        if character == rendered.escape:
+            continue
+        if seen == offset:
+            return place
+        seen += 1
+    return len(stretch)
+
+
+def _covered(start: int, end: int, spans: tuple[tuple[int, int], ...]) -> bool:
+    """Whether the characters lie in a supervised stretch; a token that began in the prompt does not."""
+    return any(first <= start and end <= last for first, last in spans)
+
+
+def _patches(part: ImagePart | VideoPart, place: MediumLayout, processor: Processor, pixels: Pixels) -> Tensor:
+    """(num_patches, 3 * patch**2) for a still, (num_patches, 3 * temporal_patch * patch**2) for a video."""
+    import torch
+
+    geometry = processor.geometry
+    frames = load_image(part)[None] if isinstance(part, ImagePart) else load_frames(part, list(place.frames))
+    pairs, rows, columns = place.grid
+    height, width = rows * geometry.patch_size, columns * geometry.patch_size
+    frames = _resize(frames, height, width)
+    if isinstance(part, VideoPart) and (short := -len(frames) % geometry.temporal_patch_size):
+        frames = torch.cat([frames, frames[-1:].expand(short, -1, -1, -1)])
+    if pixels == "float32":
+        mean = torch.tensor(processor.pixel_mean)[:, None, None]
+        std = torch.tensor(processor.pixel_std)[:, None, None]
+        frames = (frames.to(torch.float32) - mean).div_(std)
+    depth = len(frames) // pairs
+    size, merge = geometry.patch_size, geometry.merge_size
+    blocks = frames.reshape(pairs, depth, 3, rows // merge, merge, size, columns // merge, merge, size)
+    return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(pairs * rows * columns, -1)
+
+
+def _resize(frames: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic with antialiasing, as every Qwen processor resizes; the parity test holds us to it."""
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import resize
+
+    if frames.shape[-2:] == (height, width):
+        return frames
+    return resize(frames, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+
+def _with_copies(patches: Tensor, kind: type, processor: Processor) -> Tensor:
+    """Stills with the temporal copies that the stock model wants; videos as they are."""
+    if kind is VideoPart:
+        return patches
+    geometry = processor.geometry
+    planes = patches.reshape(len(patches), 3, 1, -1)
+    return planes.expand(-1, -1, geometry.temporal_patch_size, -1).reshape(len(patches), -1)
+
+
+def _join(patches: list[Tensor], width: int, dtype: torch.dtype) -> Tensor:
+    import torch
+
+    return torch.cat(patches) if patches else torch.empty(0, width, dtype=dtype)
+
+
+class _located:
+    """Adds the conversation's file and row to a data error that leaves the block."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.origin = conversation.origin
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, DataError) and self.origin is not None and error.origin is None:
+            raise error.at(self.origin) from error.__cause__

@@ -1,0 +1,176 @@
+"""Open images and videos as RGB under a pixel budget; learn their size without decoding a pixel."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlmkit.conversation import ImagePart, VideoPart
+from vlmkit.errors import DataError
+from vlmkit.processing.video import VideoHeader, read_frames, read_header
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+MAX_ASPECT_RATIO = 200
+"""Longest over shortest side that Qwen's resize rule accepts."""
+MAX_DECODED_PIXELS = 178_956_970
+"""Refused before decoding (PIL's own limit for decompression bombs: a quarter of a gigabyte of RGB)."""
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelBudget:
+    """Least and most pixels an item may keep, and how densely a video is sampled.
+
+    Attributes:
+        image_min_pixels: Smaller images are scaled up to it. None: what the checkpoint's processor says.
+        image_max_pixels: Larger images are scaled down to it. None: as above.
+        video_min_pixels: The same over all sampled frames of a video together. None: as above.
+        video_max_pixels: As above.
+        video_fps: Frames per second to sample. None: as above.
+        video_max_frames: Most frames to sample from one video. None: as above.
+    """
+
+    image_min_pixels: int | None = None
+    image_max_pixels: int | None = None
+    video_min_pixels: int | None = None
+    video_max_pixels: int | None = None
+    video_fps: float | None = None
+    video_max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for kind in ("image", "video"):
+            least, most = getattr(self, f"{kind}_min_pixels"), getattr(self, f"{kind}_max_pixels")
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"{kind}_min_pixels ({least}) must not exceed {kind}_max_pixels ({most})")
+
+
+def image_size(part: ImagePart) -> tuple[int, int]:
+    """Height and width of an image as it will be seen (EXIF orientation applied), from its header.
+
+    Raises:
+        DataError: missing, no image, too many pixels, or an aspect ratio over 200.
+    """
+    with _opened(part) as image:
+        width, height = image.size
+        if image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8):
+            width, height = height, width
+    _check_size(height, width, _name(part))
+    return height, width
+
+
+def load_image(part: ImagePart) -> Tensor:
+    """Decode an image upright.
+
+    Returns:
+        (3, height, width) uint8.
+
+    Raises:
+        DataError: as `image_size`, or the pixels cannot be decoded.
+    """
+    from PIL import ImageOps
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    image_size(part)  # before a pixel is decoded
+    with _opened(part) as image:
+        try:
+            return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"image {_name(part)!r} cannot be decoded ({error}). Replace the file or drop the row.",
+                reason="unreadable_media",
+            ) from error
+
+
+def video_header(part: VideoPart) -> VideoHeader:
+    """Number of frames, frame rate and size of a video, from its container (or its first frame's header).
+
+    Raises:
+        DataError: missing, no video, or no frames.
+    """
+    if isinstance(part.source, Path):
+        _check_exists(part.source, "video")
+        header = read_header(part.source)
+    else:
+        if not part.source:
+            raise DataError("a video lists no frames. Name its frames or drop the row.", reason="empty_media")
+        sizes = {image_size(ImagePart(frame)) for frame in part.source}
+        if len(sizes) > 1:
+            raise DataError(
+                f"the frames of a video differ in size: {sorted(sizes)}. All must be equal.", reason="frame_sizes"
+            )
+        height, width = sizes.pop()
+        header = VideoHeader(num_frames=len(part.source), fps=None, height=height, width=width)
+    _check_size(header.height, header.width, _name(part))
+    return header
+
+
+def load_frames(part: VideoPart, indices: list[int]) -> Tensor:
+    """Decode some frames of a video.
+
+    Returns:
+        (num_frames, 3, height, width) uint8.
+
+    Raises:
+        DataError: the video cannot be read.
+    """
+    import torch
+
+    if isinstance(part.source, Path):
+        return read_frames(part.source, indices)
+    return torch.stack([load_image(ImagePart(part.source[index])) for index in indices])
+
+
+@contextmanager
+def _opened(part: ImagePart) -> Iterator[Image.Image]:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(part.source, Path):
+        _check_exists(part.source, "image")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked on the size
+        try:
+            image = Image.open(io.BytesIO(part.source) if isinstance(part.source, bytes) else part.source)
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"image {_name(part)!r} cannot be read as an image ({error}). Replace the file or drop the row.",
+                reason="unreadable_media",
+            ) from error
+    with image:
+        yield image
+
+
+def _check_exists(path: Path, kind: str) -> None:
+    if not path.is_file():
+        raise DataError(
+            f"{kind} {str(path)!r} not found. Check data.root and the path in the row.", reason="missing_media"
+        )
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    if height * width > MAX_DECODED_PIXELS:
+        raise DataError(
+            f"image {name!r} has {width} x {height} pixels, more than {MAX_DECODED_PIXELS}. Scale it down on disk.",
+            reason="too_many_pixels",
+        )
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise DataError(
+            f"image {name!r} is {width} x {height}: its aspect ratio exceeds {MAX_ASPECT_RATIO}. Crop it or drop the row.",
+            reason="aspect_ratio",
+        )
+
+
+def _name(part: ImagePart | VideoPart) -> str:
+    if isinstance(part.source, bytes):
+        return f"<{len(part.source)} bytes>"
+    return str(part.source) if isinstance(part.source, Path) else f"{len(part.source)} frames from {part.source[0]}"

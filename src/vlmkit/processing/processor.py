@@ -1,0 +1,206 @@
+"""Load the Hugging Face processor; its pixel budget is fixed here, once, and measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vlmkit.errors import CheckpointError, ConfigError
+from vlmkit.processing.media import PixelBudget
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionGeometry:
+    """How a vision encoder cuts an image.
+
+    Attributes:
+        patch_size: Side of a patch in pixels.
+        temporal_patch_size: Frames in a patch.
+        merge_size: Patches along each side of one visual token.
+        positions_per_side: Side of the square grid of learned positions.
+    """
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    positions_per_side: int
+
+    @property
+    def factor(self) -> int:
+        """Sides of a resized image are multiples of it (pixels)."""
+        return self.patch_size * self.merge_size
+
+
+class Processor:
+    """Tokenizer, chat template and image rules of one checkpoint, with the pixel budget already set.
+
+    Attributes:
+        hf: The Hugging Face processor (`Qwen3VLProcessor`), its sizes changed to the budget.
+        geometry: How images are cut.
+        image_token_id, video_token_id: What stands in `input_ids` for each visual token.
+        pixel_mean, pixel_std: Per channel, in units of a byte: normalised = (byte - mean) / std.
+    """
+
+    def __init__(self, hf: Any, *, positions_per_side: int, budget: PixelBudget | None = None) -> None:
+        image, video = hf.image_processor, hf.video_processor
+        self.hf = hf
+        self.geometry = VisionGeometry(
+            patch_size=image.patch_size,
+            temporal_patch_size=image.temporal_patch_size,
+            merge_size=image.merge_size,
+            positions_per_side=positions_per_side,
+        )
+        self.image_token_id: int = hf.image_token_id
+        self.video_token_id: int = hf.video_token_id
+        _apply_budget(image, video, budget or PixelBudget())
+        self._measure_budget()
+        self.image_min_pixels, self.image_max_pixels = _limits(image)
+        self.video_min_pixels, self.video_max_pixels = _limits(video)
+        self.pixel_mean = [value / image.rescale_factor for value in image.image_mean]
+        self.pixel_std = [value / image.rescale_factor for value in image.image_std]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides tokens and pixels: a part of every cache key."""
+        backend = self.hf.tokenizer.backend_tokenizer.to_str()
+        told = [backend, self.hf.chat_template, self.limits(), asdict(self.geometry), self.pixel_mean, self.pixel_std]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def limits(self) -> dict[str, float]:
+        """The pixel budget in force, every value filled in."""
+        video = self.hf.video_processor
+        return {
+            "image_min_pixels": self.image_min_pixels,
+            "image_max_pixels": self.image_max_pixels,
+            "video_min_pixels": self.video_min_pixels,
+            "video_max_pixels": self.video_max_pixels,
+            "video_fps": video.fps,
+            "video_max_frames": video.max_frames,
+        }
+
+    @cached_property
+    def special_tokens(self) -> re.Pattern[str]:
+        """Matches every special token (not the added tokens that are plain words), longest first."""
+        added = self.hf.tokenizer.added_tokens_decoder.values()
+        words = sorted((token.content for token in added if token.special), key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, words)) + ")")
+
+    def save(self, directory: Path) -> None:
+        """Write processor, tokenizer, template and pixel limits as Hugging Face files."""
+        self.hf.save_pretrained(directory)
+
+    def image_grid(self, height: int, width: int) -> tuple[int, int, int]:
+        """Patches along time, height and width of a still of so many pixels."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        high, wide = smart_resize(height, width, self.geometry.factor, self.image_min_pixels, self.image_max_pixels)
+        return 1, high // self.geometry.patch_size, wide // self.geometry.patch_size
+
+    def video_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Patches along time, height and width of so many sampled frames."""
+        from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+
+        geometry = self.geometry
+        high, wide = smart_resize(
+            max(num_frames, geometry.temporal_patch_size),
+            height,
+            width,
+            temporal_factor=geometry.temporal_patch_size,
+            factor=geometry.factor,
+            min_pixels=self.video_min_pixels,
+            max_pixels=self.video_max_pixels,
+        )
+        pairs = math.ceil(num_frames / geometry.temporal_patch_size)
+        return pairs, high // geometry.patch_size, wide // geometry.patch_size
+
+    def _measure_budget(self) -> None:
+        """Resize a small and a large image and look: settings that transformers ignores must not pass.
+
+        Raises:
+            CheckpointError: a result lies outside the limits, or is not what `image_grid` says.
+        """
+        import torch
+
+        image = self.hf.image_processor
+        self.image_min_pixels, self.image_max_pixels = _limits(image)
+        factor = self.geometry.factor
+        too_large = math.isqrt(2 * self.image_max_pixels)
+        for height, width in ((factor // 2, factor // 2), (too_large, too_large)):
+            blank = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+            high, wide = image.resize(blank, size=image.size, resample=image.resample, factor=factor).shape[-2:]
+            grid = self.image_grid(height, width)
+            if grid != (1, high // self.geometry.patch_size, wide // self.geometry.patch_size):
+                raise CheckpointError(
+                    f"The processor resized {width} x {height} pixels to {wide} x {high}, which is not what its limits "
+                    f"{_limits(image)} say. This version of transformers reads the pixel limits in another way."
+                )
+
+
+def load_processor(
+    source: str | Path, *, budget: PixelBudget | None = None, positions_per_side: int | None = None
+) -> Processor:
+    """Read the processor of a checkpoint.
+
+    Args:
+        source: Local directory or hub id.
+        budget: Pixel limits; what is None in it stays as the checkpoint says.
+        positions_per_side: Side of the learned position grid; by default from the checkpoint's `config.json`.
+
+    Raises:
+        CheckpointError: there is no processor, or it is not Qwen3-VL's.
+    """
+    from transformers import AutoConfig, AutoProcessor
+
+    try:
+        hf = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        if positions_per_side is None:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            positions_per_side = math.isqrt(config.vision_config.num_position_embeddings)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"model.processor: no vision-language processor in {str(source)!r} ({_first_line(error)}). "
+            "Give a directory or hub id of a Qwen3-VL checkpoint."
+        ) from error
+    if not hasattr(hf, "video_processor") or not hasattr(hf, "image_processor"):
+        raise CheckpointError(
+            f"model.processor: {str(source)!r} holds a {type(hf).__name__}, not a vision-language processor."
+        )
+    if not hf.chat_template:
+        raise CheckpointError(f"model.processor: {str(source)!r} has no chat template, so nothing could be rendered.")
+    try:
+        return Processor(hf, positions_per_side=positions_per_side, budget=budget)
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
+
+
+def _apply_budget(image: Any, video: Any, budget: PixelBudget) -> None:
+    from transformers.image_utils import SizeDict
+
+    for kind, processor in (("image", image), ("video", video)):
+        least, most = _limits(processor)
+        least, most = getattr(budget, f"{kind}_min_pixels") or least, getattr(budget, f"{kind}_max_pixels") or most
+        if least > most:
+            raise ValueError(
+                f"{kind}_min_pixels ({least}) exceeds {kind}_max_pixels ({most}), one of them from the checkpoint"
+            )
+        processor.size = SizeDict(shortest_edge=least, longest_edge=most)  # a plain dict would be ignored later on
+    if budget.video_fps is not None:
+        video.fps = budget.video_fps
+    if budget.video_max_frames is not None:
+        video.max_frames = budget.video_max_frames
+        video.min_frames = min(video.min_frames, budget.video_max_frames)
+    video.cap_pixels_per_frame = False  # the budget is for the whole video; unset, transformers warns at every call
+
+
+def _limits(processor: Any) -> tuple[int, int]:
+    return int(processor.size["shortest_edge"]), int(processor.size["longest_edge"])  # SizeDict reads both ways
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
