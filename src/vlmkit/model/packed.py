@@ -1,0 +1,155 @@
+"""The one root module: a packed row in, its summed loss out.
+
+Its forward is embed, one visual call, language model, and cross-entropy at the supervised positions. It runs the stock
+transformers modules (their weights, names and layers), so what it trains is what `save_pretrained` writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vlmkit.batch import Batch
+from vlmkit.model.attention import VARLEN, Kernel, PackedVisionAttention
+from vlmkit.model.head import linear_cross_entropy
+from vlmkit.model.patch_embed import PatchNormalizer, embed_patches
+
+if TYPE_CHECKING:
+    from transformers import Qwen3VLForConditionalGeneration
+
+HEAD_CHUNK = 512
+"""Rows of logits held at once: 297 MiB of fp32 at Qwen's vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedOutput:
+    """What a forward gives.
+
+    Attributes:
+        loss_sum: Scalar, sum of the cross-entropies of the pack's supervised tokens (not a mean).
+        token_losses: (supervised tokens,) detached, in the order of `batch["targets"]`.
+    """
+
+    loss_sum: Tensor
+    token_losses: Tensor
+
+
+class PackedVLM(nn.Module):
+    """A Qwen3-VL model that runs on packs.
+
+    Attributes:
+        hf: The stock model; its vision attention is ours, its language attention is set to `VARLEN`.
+    """
+
+    def __init__(
+        self,
+        hf: Qwen3VLForConditionalGeneration,
+        *,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        kernel: Kernel = "auto",
+        head_chunk: int = HEAD_CHUNK,
+    ) -> None:
+        super().__init__()
+        hf.set_attn_implementation({"text_config": VARLEN})
+        for block in hf.model.visual.blocks:
+            if not isinstance(block.attn, PackedVisionAttention):
+                block.attn = PackedVisionAttention(cast(nn.Module, block.attn))
+        self.hf = hf
+        self.normalize = PatchNormalizer(mean=pixel_mean, std=pixel_std)
+        self.kernel: Kernel = kernel
+        self.head_chunk = head_chunk
+
+    def forward(self, batch: Batch) -> PackedOutput:
+        """Run a pack.
+
+        Args:
+            batch: See `vlmkit.batch.Batch`.
+
+        Returns:
+            The summed loss; zero, but connected to every trainable tensor, for a pack without supervised tokens.
+        """
+        hidden = self.hidden_states(batch)[0]
+        if len(batch["targets"]) == 0:
+            return PackedOutput(loss_sum=0.0 * hidden.float().sum(), token_losses=hidden.new_zeros(0))
+        states = hidden.index_select(0, batch["supervised_positions"])
+        weight = cast(Tensor, self.hf.lm_head.weight)
+        loss_sum, losses = linear_cross_entropy(states, weight, batch["targets"], chunk=self.head_chunk)
+        return PackedOutput(loss_sum=loss_sum, token_losses=losses)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits at every position, (1, tokens, vocabulary): for tests and previews, never for training."""
+        return self.hf.lm_head(self.hidden_states(batch))
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """States after the last norm, (1, tokens, width)."""
+        language = self.hf.model.language_model
+        embeds = language.embed_tokens(batch["input_ids"])
+        merged, deepstack = self._see(batch)
+        if batch["dummy_visual"]:
+            # Every rank runs the vision encoder at every step; what it says of the stand-in image weighs nothing.
+            embeds = embeds + 0.0 * (merged.sum() + sum(feature.sum() for feature in deepstack)).to(embeds.dtype)
+            deepstack = []
+        else:
+            embeds = embeds.index_copy(1, batch["visual_positions"], merged[None].to(embeds.dtype))
+        return self._read(embeds, deepstack, batch)
+
+    def _see(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Visual tokens (V, width) and the DeepStack features of the same shape, from one call into the encoder."""
+        visual: Any = self.hf.model.visual
+        stills, videos = self.normalize(batch["still_patches"]), self.normalize(batch["video_patches"])
+        hidden = embed_patches(visual.patch_embed.proj, stills, videos)
+        taps = visual.pos_embed(batch["vision_interp_indices"])
+        hidden = hidden + (taps * batch["vision_interp_weights"][:, :, None]).sum(1).to(hidden.dtype)
+        rotary = visual.rotary_pos_emb(hidden, batch["vision_position_ids"])
+        deepstack: list[Tensor] = []
+        for number, block in enumerate(visual.blocks):
+            hidden = block(
+                hidden,
+                cu_seqlens=batch["vision_cu_seqlens"],
+                seqlens=batch["vision_seqlens"],
+                position_embeddings=rotary,
+                kernel=self.kernel,
+            )
+            if number in visual.deepstack_visual_indexes:
+                merger = visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(number)]
+                deepstack.append(merger(hidden))
+        return visual.merger(hidden), deepstack
+
+    def _read(self, embeds: Tensor, deepstack: list[Tensor], batch: Batch) -> Tensor:
+        language: Any = self.hf.model.language_model
+        rotary = language.rotary_emb(embeds, batch["position_ids"][1:])
+        hidden = embeds
+        for number, layer in enumerate(language.layers):
+            hidden = layer(
+                hidden,
+                position_embeddings=rotary,
+                position_ids=batch["position_ids"][0],
+                use_cache=False,
+                cu_seq_lens_q=batch["cu_seqlens"],
+                cu_seq_lens_k=batch["cu_seqlens"],
+                seqlens=batch["seqlens"],
+                kernel=self.kernel,
+            )
+            if number < len(deepstack):
+                feature = deepstack[number][None].to(hidden.dtype)
+                hidden = hidden.index_add(1, batch["visual_positions"], feature)
+        return language.norm(hidden)
+
+    def restore_rotary_buffers(self) -> None:
+        """Compute the rotary frequencies anew in fp32, on their device: a cast of the model to bf16 damages them."""
+        modules: Any = self.hf.model
+        for module in (modules.visual.rotary_pos_emb, modules.language_model.rotary_emb):
+            compute = (
+                module.compute_axial_rope_parameters
+                if hasattr(module, "compute_axial_rope_parameters")
+                else module.compute_default_rope_parameters
+            )
+            frequencies, _ = compute(module.config)
+            for name in ("inv_freq", "original_inv_freq"):
+                old = getattr(module, name)
+                device = old.device if old.device.type != "meta" else torch.device("cpu")
+                setattr(module, name, nn.Buffer(frequencies.to(device=device, dtype=torch.float32), persistent=False))
