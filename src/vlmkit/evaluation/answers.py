@@ -159,3 +159,79 @@ def list_literal(text: str) -> list[str] | None:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
     return [str(element) for element in value] if isinstance(value, list) else None
+
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
+
+
+def respace_punctuation(text: str, *, keep_dot_after_digit: bool) -> str:
+    """The punctuation step of the VQA evaluation, as both references ship it.
+
+    A mark is deleted if it stands beside a space somewhere in the text, or if the text holds a number such as `1,000`;
+    otherwise it becomes a space. `. : ' * $ % & # | ~` and marks outside ASCII are no marks here. Full stops that are
+    not followed by a digit go, the first 32 of them (upstream hands a flag over where the count belongs).
+
+    Args:
+        text: The text to clean.
+        keep_dot_after_digit: Keep the full stop of `5.`, as VLMEvalKit does; lmms-eval means to, but its pattern
+            has a look-ahead where a look-behind belongs.
+
+    Source: VQA evaluation code (Antol et al., 2015), by way of lmms-eval `EvalAIAnswerProcessor` and VLMEvalKit
+    `process_punctuation`.
+    """
+    delete_all = _DIGIT_COMMA_DIGIT.search(text) is not None
+    cleaned = text
+    for mark in _PUNCTUATION:
+        beside_space = f"{mark} " in text or f" {mark}" in text
+        cleaned = cleaned.replace(mark, "" if delete_all or beside_space else " ")
+    full_stop = r"(?<!\d)\.(?!\d)" if keep_dot_after_digit else r"\.(?!\d)"
+    return re.sub(full_stop, "", cleaned, count=32)
+
+
+def find_yes_or_no(text: str) -> str | None:
+    """`Yes` or `No` if exactly one of the two is among the words, else None.
+
+    Words are what white space separates after `respace_punctuation`: `no-one` holds `no`, `**Yes**` and `Yes:` hold
+    neither, and `Yes. No other animal is there.` holds both.
+
+    Source: VLMEvalKit `vlmeval/dataset/utils/yorn.py` (`YOrN_Extraction`).
+    """
+    words = respace_punctuation(text.lower(), keep_dot_after_digit=True).split()
+    if ("yes" in words) == ("no" in words):
+        return None
+    return "Yes" if "yes" in words else "No"
+
+
+_REASONING_TAGS = (("<think>", "</think>"), ("<analysis>", "</analysis>"))
+
+
+def remove_reasoning(text: str) -> str:
+    """The answer without the reasoning before it, stripped.
+
+    Complete `<think>` and `<analysis>` spans are deleted; where only the closing tag stands, what follows the last one
+    is kept; an opening tag that is never closed stays, with everything after it.
+
+    Source: lmms-eval `lmms_eval/tasks/_task_utils/reasoning_utils.py`.
+    """
+    for opening, closing in _REASONING_TAGS:
+        text = re.sub(f"{opening}.*?{closing}", "", text, flags=re.DOTALL)
+        if opening not in text:
+            text = text.rsplit(closing, 1)[-1]
+    return text.strip()
+
+
+def parse_int(text: str) -> int | None:
+    """The integer that is the whole text (Python syntax, surrounding space allowed), else None."""
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def parse_float(text: str) -> float | None:
+    """The number that is the whole text (Python syntax, surrounding space allowed), else None."""
+    try:
+        return float(text)
+    except ValueError:
+        return None

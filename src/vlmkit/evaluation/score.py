@@ -18,8 +18,8 @@ class Score:
     Attributes:
         value: Between 0 and 1 for every scorer of single answers, in the unit of the scorer otherwise.
         extracted: What was understood as the answer; None where nothing was.
-        outcome: `unparsed`: the text holds no answer the rule understands; `failed`: there is no text to score (generation
-            or judge failed). Neither is ever replaced by a guess.
+        outcome: `unparsed`: the text holds no answer the rule understands; `failed`: there is no text to score
+            (generation or judge failed). Neither is ever replaced by a guess.
     """
 
     value: float
