@@ -45,8 +45,8 @@ _AI2D_LETTER = re.compile(r"\s*([A-Z])\.")
 def ai2d_letter(*, prediction: str, answer: str) -> Score:
     """1 if the prediction is the letter, or opens with the capital letter and a full stop.
 
-    Without that opening the whole text is compared with case and punctuation ignored: `(B)` and `b` are right, `B a dog`
-    is not understood.
+    Without that opening the whole text is compared, case and punctuation ignored: `(B)` and `b` are right, `B a dog` is
+    not understood.
 
     Source: lmms-eval `lmms_eval/filters/extraction.py` (`MultiChoiceRegexFilter`).
     """
@@ -77,9 +77,9 @@ def mvbench_letter(
 ) -> Score:
     """1 if MVBench's own rule finds the expected letter.
 
-    `lmms-eval` takes the letter of an opening `B. text`, else the first of A to E that stands alone, in either case: the
-    article `a` is an A. `vlmevalkit` compares the first word with `(b)` and calls it right if either contains the other,
-    *so that an empty prediction is right*; what fails is left to `infer_choice`, which needs `options`.
+    `lmms-eval` takes the letter of an opening `B. text`, else the first of A to E that stands alone, in either case:
+    the article `a` is an A. `vlmevalkit` compares the first word with `(b)` and calls it right if either contains the
+    other, *so that an empty prediction is right*; what fails is left to `infer_choice`, which needs `options`.
 
     Sources: lmms-eval `lmms_eval/tasks/mvbench/utils.py`; VLMEvalKit `vlmeval/dataset/utils/mvbench.py`.
     """
@@ -128,15 +128,15 @@ def videomme_letter(*, prediction: str, answer: str, options: Mapping[str, str] 
     return score_inferred_choice(prediction=prediction, answer=answer, options=options or {})
 
 
-_MMBENCH_DECORATIONS = "{}. {}, {}: {}) {}). ({}) ({}). :{} :{}, :{}. :{}) :{}).".split()
+_MMBENCH_DECORATIONS = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
 
 
 def mmbench_letter(*, prediction: str, answer: str, options: Mapping[str, str]) -> Score:
     """1 if lmms-eval's own, older inference finds the expected letter of one rotation.
 
     Words are cut at white space and keep their punctuation. One bare letter A to E counts, unless the word `A` occurs
-    in an answer of more than three words; then one decorated letter, by decoration (`B.`, `B,`, `B:`, ...); then the one
-    option A to D whose text is contained.
+    in an answer of more than three words; then one decorated letter, by decoration (`B.`, `B,`, `B:`, ...); then the
+    one option A to D whose text is contained.
 
     Source: lmms-eval `lmms_eval/tasks/mmbench/mmbench_evals.py`.
     """

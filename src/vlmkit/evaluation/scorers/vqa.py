@@ -12,9 +12,10 @@ from vlmkit.evaluation.answers import respace_punctuation
 from vlmkit.evaluation.score import ProtocolName, Score, grade
 
 _NUMBERS = {
-    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+    "none": "0",
+    **{"zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"},
+    **{"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"},
 }
-_NUMBERS["none"] = "0"
 _ARTICLES = {"a", "an", "the"}
 
 _CONTRACTED = """
@@ -23,24 +24,19 @@ _CONTRACTED = """
     somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's
     they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's
     where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
-""".split()
+"""
+_PRONOUNS = ("he", "it", "she", "somebody", "someone", "something", "there", "they", "we", "who", "you")
+_VERBS = ("could", "had", "might", "should", "would")
 _CONTRACTIONS = {
-    **{word.replace("'", ""): word for word in _CONTRACTED},
-    **{
-        written: f"{verb}n't've"
-        for verb in ("could", "had", "might", "should", "would")
-        for written in (f"{verb}nt've", f"{verb}n'tve")
-    },
-    **{
-        written: f"{who}'d've"
-        for who in "he it she somebody someone something there they we who you".split()
-        for written in (f"{who}d've", f"{who}'dve")
-    },
+    **{word.replace("'", ""): word for word in _CONTRACTED.split()},
+    **{written: f"{verb}n't've" for verb in _VERBS for written in (f"{verb}nt've", f"{verb}n'tve")},
+    **{written: f"{who}'d've" for who in _PRONOUNS for written in (f"{who}d've", f"{who}'dve")},
     **dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at"),
     **dict.fromkeys(("yall'll", "y'allll"), "y'all'll"),
     **dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've"),
     "somebody'd": "somebodyd",
 }
+"""Words that are given their apostrophes; upstream's entries that cannot match lower-case text are left out."""
 
 
 def normalise_vqa_answer(text: str, *, protocol: ProtocolName = "lmms-eval") -> str:
