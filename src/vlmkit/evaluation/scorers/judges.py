@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from vlmkit.evaluation.answers import parse_float
 from vlmkit.evaluation.score import ProtocolName
 
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def read_score_pair(reply: str, *, protocol: ProtocolName = "lmms-eval") -> tuple[float, float] | None:
@@ -22,18 +22,13 @@ def read_score_pair(reply: str, *, protocol: ProtocolName = "lmms-eval") -> tupl
     them, and nothing else: `8, 7` fails there.
     """
     if protocol == "lmms-eval":
-        line = reply.strip().split("\n")[0].replace(",", " ").replace(";", " ")
-        found = [number for number in map(_leading_number, line.split()) if number is not None]
+        line = reply.strip().split("\n")[0].replace(",", " ")
+        found = [float(number) for number in _NUMBER.findall(line)]
         return (found[0], found[1]) if len(found) >= 2 else None
     parts = [parse_float(part) for part in reply.split("\n")[0].replace(",", " ").split(" ")]
     if len(parts) != 2 or parts[0] is None or parts[1] is None:
         return None
     return parts[0], parts[1]
-
-
-def _leading_number(word: str) -> float | None:
-    found = _NUMBER.match(word)
-    return float(found[0]) if found else None
 
 
 def score_ratio(pairs: Sequence[tuple[float, float] | None], *, protocol: ProtocolName | None = None) -> float:
@@ -73,7 +68,7 @@ def read_binary(reply: str, *, protocol: ProtocolName | None = None) -> bool | N
 
 
 def read_unit_score(reply: str, *, protocol: ProtocolName = "vlmevalkit") -> float | None:
-    """A score from 0 to 1 (MM-Vet): the whole reply, or with `lmms-eval` its first word; None if that is no such score."""
+    """A score from 0 to 1 (MM-Vet): the whole reply, with `lmms-eval` its first word; None if that is no such score."""
     text = reply.strip().split(" ")[0] if protocol == "lmms-eval" else reply
     score = parse_float(text.strip())
     return score if score is not None and 0 <= score <= 1 else None

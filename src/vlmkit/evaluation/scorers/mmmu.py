@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 
-from vlmkit.evaluation.answers import list_literal, parse_float
+from vlmkit.evaluation.answers import parse_float
 from vlmkit.evaluation.score import Score, grade
 from vlmkit.evaluation.scorers.multiple_choice import score_inferred_choice
 
@@ -76,19 +76,17 @@ def _last(letters: Sequence[str], positions: Mapping[str, int]) -> str:
 
 
 def mmmu_open(*, prediction: str, answer: str | Sequence[str]) -> Score:
-    """1 if one of the numbers or texts read out of the prediction fits the answer, by the official parse and evaluation.
+    """1 if a number or text read out of the prediction fits the answer, by the official parse and evaluation.
 
     A number fits an equal number (both rounded to two decimals), a text fits if it contains the expected text. Known
     oddities are kept: `.5` reads as 5, `1,200` as 1200 and 200, and `is ` is found inside `this `.
 
     Args:
         prediction: The text of the model.
-        answer: The expected answer, or several; the text of a Python list names several too.
+        answer: The expected answer, or several. The data set keeps several as the text of a Python list; read it with
+            `answers.list_literal` first (the official code does, lmms-eval forgets to).
     """
-    answers = [answer] if isinstance(answer, str) else answer
-    wanted = [
-        form for text in answers for element in list_literal(text) or [text] for form in _comparable_forms(element)
-    ]
+    wanted = _wanted_forms(answer)
     found = parse_mmmu_open(prediction)
     right = any(_fits(form, wanted) for form in found)
     readable = any(form.strip() if isinstance(form, str) else True for form in found)
@@ -100,7 +98,7 @@ def mmmu_open_as_shipped(*, prediction: str, answer: str | Sequence[str]) -> Sco
 
     It keeps one of the parsed forms, as text, and then compares every *character* of that text.
     """
-    wanted = [form for text in ([answer] if isinstance(answer, str) else answer) for form in _comparable_forms(text)]
+    wanted = _wanted_forms(answer)
     kept = str(parse_mmmu_open(prediction)[0])
     return grade(float(any(_fits(character, wanted) for character in kept)), extracted=kept)
 
@@ -108,10 +106,14 @@ def mmmu_open_as_shipped(*, prediction: str, answer: str | Sequence[str]) -> Sco
 _Form = str | float
 
 
+def _wanted_forms(answer: str | Sequence[str]) -> list[_Form]:
+    return [form for text in ([answer] if isinstance(answer, str) else answer) for form in _comparable_forms(text)]
+
+
 def _fits(form: _Form, wanted: Sequence[_Form]) -> bool:
-    if isinstance(form, float):
-        return form in wanted
-    return any(isinstance(text, str) and text in form for text in wanted)
+    if isinstance(form, str):
+        return any(isinstance(text, str) and text in form for text in wanted)
+    return form in wanted
 
 
 _INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
@@ -191,6 +193,6 @@ def last_answer_line(prediction: str) -> str:
 
 
 def mmmu_pro_vision_raw(*, prediction: str, answer: str) -> Score:
-    """1 if the stripped prediction is the letter itself: lmms-eval's rule for the vision-only set, nothing is parsed."""
+    """1 if the stripped prediction is the letter itself: lmms-eval's rule for the vision set; nothing is parsed."""
     given = prediction.strip()
     return grade(float(given == answer), extracted=given)

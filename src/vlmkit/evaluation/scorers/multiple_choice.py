@@ -132,16 +132,16 @@ _MMBENCH_DECORATIONS = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{
 
 
 def mmbench_letter(*, prediction: str, answer: str, options: Mapping[str, str]) -> Score:
-    """1 if lmms-eval's own, older inference finds the expected letter of one rotation.
+    """1 if lmms-eval's own, older inference, or failing that `extract_choice`, finds the letter of one rotation.
 
     Words are cut at white space and keep their punctuation. One bare letter A to E counts, unless the word `A` occurs
     in an answer of more than three words; then one decorated letter, by decoration (`B.`, `B,`, `B:`, ...); then the
-    one option A to D whose text is contained.
+    one option A to D whose text is contained. That is the task without a judge (`mmbench_en_dev_static`).
 
     Source: lmms-eval `lmms_eval/tasks/mmbench/mmbench_evals.py`.
     """
     text = prediction.strip()
-    letter = _mmbench_letter(text) or _mmbench_text(text, options)
+    letter = _mmbench_letter(text) or _mmbench_text(text, options) or extract_choice(text)
     return grade(float(letter == answer), extracted=letter)
 
 

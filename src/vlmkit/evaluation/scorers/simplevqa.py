@@ -25,7 +25,7 @@ def read_verdict(label: str) -> Verdict | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimpleVQARates:
-    """Fractions over all questions, then the accuracy over those attempted, and the harmonic mean of it and `correct`."""
+    """Fractions of all questions, the accuracy over those attempted, and the harmonic mean of it and `correct`."""
 
     correct: float
     incorrect: float

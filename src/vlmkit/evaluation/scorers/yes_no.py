@@ -115,7 +115,7 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 
 def mme_scores(*, categories: Sequence[str], images: Sequence[Hashable], values: Sequence[float]) -> dict[str, float]:
-    """MME's points by category: percent of questions right plus percent of pictures with all questions right (0 to 200).
+    """MME's points by category, 0 to 200: percent of questions right plus percent of pictures wholly right.
 
     Args:
         categories: The category of each row.
