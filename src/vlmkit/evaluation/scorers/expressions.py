@@ -37,7 +37,7 @@ _FUNCTIONS: dict[str, Callable[[float], float]] = {
 }
 _CLOSING = {"(": ")", "{": "}", "[": "]", "|": "|"}
 _MAX_BITS = 4096  # larger powers are refused: no answer needs them, and they would take for ever
-_MAX_TOKENS = 200  # keeps the recursion shallow
+_MAX_TOKENS = 100  # keeps the recursion shallow
 
 
 def value_of(text: str, *, variables: Mapping[str, float] | None = None) -> Value | None:
@@ -175,8 +175,8 @@ def _tokenise(text: str) -> list[str]:
 
 
 def _power(base: Value, exponent: Value) -> Value:
-    both_exact = isinstance(base, Fraction) and isinstance(exponent, Fraction)
-    if both_exact and (exact := _exact_power(base, exponent)) is not None:
+    exact = _exact_power(base, exponent)
+    if exact is not None:
         return exact
     value = float(base) ** float(exponent)
     if isinstance(value, complex):
@@ -184,8 +184,10 @@ def _power(base: Value, exponent: Value) -> Value:
     return value
 
 
-def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
+def _exact_power(base: Value, exponent: Value) -> Fraction | None:
     """The power as a fraction, or None where it is none, as for the root of two."""
+    if isinstance(base, float) or isinstance(exponent, float):
+        return None
     if abs(exponent.numerator) * max(base.numerator.bit_length(), base.denominator.bit_length()) > _MAX_BITS:
         raise ValueError("the power is too large")
     if exponent.denominator == 1:

@@ -105,8 +105,8 @@ _REPLACEMENTS = (
 )
 """Applied one after the other; some repeat, since an earlier one may bring forth what a later one looks for."""
 
-_BARE_ROOT = re.compile(r"\\sqrt([^{])")
-_BARE_FRACTION = re.compile(r"\\frac([^{])(?:\{|(.))")
+_BARE_ROOT = re.compile(r"\\sqrt(?!\\sqrt)([^{])")
+_BARE_FRACTION = re.compile(r"\\frac(?!\\frac)([^{])(?:\{|(?!\\frac)(.))")
 _SIMPLE_FRACTION = re.compile(r"(-?\d+)/(-?\d+)")
 
 
