@@ -39,6 +39,8 @@ def choice(answer: str) -> MathVistaQuestion:
         ("14", number("14"), "right"),
         ("14.0", number("14"), "right"),
         ("114", number("14"), "wrong"),
+        ("14.7", number("14"), "wrong"),
+        ("nan", number("14"), "unparsed"),
         ("The number is 14.", number("14"), "unparsed"),
         ("inf", number("14"), "unparsed"),
         ("0", number("0"), "right"),

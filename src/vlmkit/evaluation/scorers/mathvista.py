@@ -56,8 +56,8 @@ def mathvista(*, prediction: str, question: MathVistaQuestion) -> Score:
         return grade(
             float(given == list_literal(question.answer.strip())), extracted=None if given is None else str(given)
         )
-    found = _normalise(prediction, question)
-    return grade(float(found is not None and found == _normalise(question.answer, question)), extracted=found)
+    found = _whole_value(prediction, question)
+    return grade(float(found is not None and found == _whole_value(question.answer, question)), extracted=found)
 
 
 def mathvista_extracted(*, extraction: str, question: MathVistaQuestion) -> Score:
@@ -118,7 +118,16 @@ def _nearest_option(extraction: str, question: MathVistaQuestion) -> str:
     return min(question.options.values(), key=lambda option: edit_distance(text, option))
 
 
+def _whole_value(text: str, question: MathVistaQuestion) -> str | None:
+    """As `_normalise`, but 14.7 is not cut down to the integer 14."""
+    number = parse_float(text)
+    if question.answer_type == "integer" and number is not None and not number.is_integer():
+        return str(number) if abs(number) < float("inf") else None
+    return _normalise(text, question)
+
+
 def _normalise(text: str, question: MathVistaQuestion) -> str | None:
+    """The value in the form in which lmms-eval compares it; None where a number is wanted and there is none."""
     if question.answer_type in ("integer", "float"):
         number = parse_float(text)
         if number is None:

@@ -48,7 +48,7 @@ def ai2d_letter(*, prediction: str, answer: str) -> Score:
     Without that opening the whole text is compared, case and punctuation ignored: `(B)` and `b` are right, `B a dog` is
     not understood.
 
-    Source: lmms-eval `lmms_eval/filters/extraction.py` (`MultiChoiceRegexFilter`).
+    Source: lmms-eval `lmms_eval/tasks/ai2d/utils.py` (`MultiChoiceRegexFilter`).
     """
     given = prediction.strip()
     opening = _AI2D_LETTER.match(given)
