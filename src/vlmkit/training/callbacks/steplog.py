@@ -1,0 +1,199 @@
+"""Measures every step and writes a line per logged one: `train.jsonl`, the progress bar, and Lightning's loggers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from tqdm import tqdm
+
+from vlmkit.batch import Batch
+from vlmkit.training.module import TrainingModule
+from vlmkit.training.optim import Group
+
+SCHEMA = "vlmkit.train/1"
+
+
+class StepLog(Callback):
+    """A line per logged step, over all ranks; between two lines nothing waits for the device.
+
+    Loss and rates are means over the steps since the line before, weighed by supervised tokens. `seconds` counts from
+    the start of this process; `data_wait` is the share of the time in which this rank waited for a batch.
+
+    Args:
+        path: `train.jsonl`; lines after the step a run resumes at are cut off.
+        every_n_steps: Steps between two lines.
+        num_steps: Steps of the whole run.
+        source_names: Names of the manifests, by number.
+        epoch_at: Epoch (a fraction) after so many steps.
+        progress: Show a bar.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        every_n_steps: int,
+        num_steps: Callable[[], int],
+        source_names: list[str],
+        epoch_at: Callable[[int], float],
+        progress: bool,
+    ) -> None:
+        self.path = path
+        self.every_n_steps = every_n_steps
+        self.num_steps = num_steps
+        self.source_names = source_names
+        self.epoch_at = epoch_at
+        self.progress = progress
+        self.totals = {"supervised_tokens": 0, "tokens": 0, "patches": 0, "samples": 0}
+        self.last: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Cut the log back to where the run stands, and open the bar."""
+        self.device = pl_module.device
+        self.step = trainer.global_step
+        self.started = self.mark = self.batch_ended = time.perf_counter()
+        self.bar = None
+        self._reset()
+        if trainer.is_global_zero:
+            _cut_back(self.path, self.step)
+            self.bar = tqdm(total=self.num_steps(), initial=self.step, unit="step", disable=not self.progress, dynamic_ncols=True)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """The time since the last batch was spent waiting for this one."""
+        self.waited += time.perf_counter() - self.batch_ended
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        """Read rates and gradient norms of a step that will be logged, before clipping."""
+        if self._logs(trainer.global_step + 1):
+            assert isinstance(pl_module, TrainingModule)
+            self.lr = {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
+            self.grad_norm = {name: float(norm) for name, norm in grad_norms(pl_module.groups).items()}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Count the micro-batch; write a line if a step to log has just ended."""
+        assert isinstance(pl_module, TrainingModule)
+        self._count(batch, pl_module.token_losses)
+        if trainer.global_step != self.step:
+            self.step = trainer.global_step
+            if self.bar is not None:
+                self.bar.update(1)
+            if self._logs(self.step):
+                self._write(trainer)
+        self.batch_ended = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _logs(self, step: int) -> bool:
+        return step % self.every_n_steps == 0 or step == self.num_steps()
+
+    def _reset(self) -> None:
+        num_sources = len(self.source_names)
+        self.counts = torch.zeros(4 + num_sources, dtype=torch.float64)  # tokens, patches, samples, supervised; by source
+        self.losses = torch.zeros(num_sources, dtype=torch.float64, device=self.device)
+        self.waited = 0.0
+
+    def _count(self, batch: Batch, token_losses: Tensor) -> None:
+        if batch["pack"] < 0:
+            return
+        patches = sum(batch["vision_seqlens"]) if batch["num_media"] else 0
+        supervised = len(batch["targets"])
+        self.counts[:4] += torch.tensor([sum(batch["seqlens"]), patches, len(batch["rows"]), supervised], dtype=torch.float64)
+        sources = torch.tensor(batch["sources"])[batch["target_samples"].cpu()] if supervised else torch.empty(0, dtype=torch.int64)
+        self.counts[4:] += torch.bincount(sources, minlength=len(self.source_names))
+        self.losses.index_add_(0, sources.to(self.losses.device), token_losses.to(self.losses.dtype))
+
+    def _write(self, trainer: L.Trainer) -> None:
+        now = time.perf_counter()
+        counts, losses = self._over_ranks(trainer)
+        tokens, patches, samples, supervised = (int(value) for value in counts[:4])
+        for name, value in zip(self.totals, (supervised, tokens, patches, samples), strict=True):
+            self.totals[name] += value
+        by_source = {
+            name: loss / count
+            for name, loss, count in zip(self.source_names, losses, counts[4:], strict=True)
+            if count
+        }
+        elapsed = now - self.mark
+        self.last = {
+            "schema": SCHEMA,
+            "step": self.step,
+            "epoch": round(self.epoch_at(self.step), 4),
+            "loss": sum(losses) / max(1, supervised),
+            "lr": self.lr,
+            "grad_norm": self.grad_norm,
+            "supervised_tokens": supervised,
+            "tokens": tokens,
+            "patches": patches,
+            "samples": samples,
+            "tokens_per_second": tokens / elapsed,
+            "data_wait": self.waited / elapsed,
+            "seconds": now - self.started,
+            "loss_by_source": by_source,
+        }
+        self._tell(trainer)
+        self.mark = now
+        self._reset()
+
+    def _over_ranks(self, trainer: L.Trainer) -> tuple[list[float], list[float]]:
+        both = torch.cat([self.counts.to(self.device), self.losses])
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(both)
+        values = both.tolist()
+        return values[: len(self.counts)], values[len(self.counts) :]
+
+    def _tell(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        with self.path.open("a") as log:
+            log.write(json.dumps(self.last) + "\n")
+        if self.bar is not None:
+            speed, wait = self.last["tokens_per_second"], self.last["data_wait"]
+            self.bar.set_postfix_str(f"loss {self.last['loss']:.4f}, {speed:,.0f} tok/s, data wait {wait:.0%}")
+        for logger in trainer.loggers:
+            logger.log_metrics(_flat(self.last), step=self.step)
+
+
+def grad_norms(groups: list[Group]) -> dict[str, Tensor]:
+    """L2 norm of the gradients of each part, before clipping (scalars, on the device)."""
+    by_part: dict[str, list[Tensor]] = {}
+    for group in groups:
+        grads = [parameter.grad for _, parameter in group.parameters if parameter.grad is not None]
+        by_part.setdefault(group.part, []).extend(grads)
+    return {part: torch.nn.utils.get_total_norm(grads) for part, grads in by_part.items()}
+
+
+def _flat(record: dict[str, Any]) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat.update({f"train/{key}/{name}": number for name, number in value.items()})
+        elif isinstance(value, (int, float)) and key != "step":
+            flat[f"train/{key}"] = value
+    return flat
+
+
+def _cut_back(path: Path, step: int) -> None:
+    """Drop lines of steps after `step`, and a last line that a kill cut short."""
+    if not path.exists():
+        return
+    kept: list[str] = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue
+    aside = path.with_suffix(".writing")
+    aside.write_text("".join(line + "\n" for line in kept))
+    aside.rename(path)

@@ -1,0 +1,121 @@
+"""The LightningModule: batch to loss, and the optimiser. Files, data rules and devices are other rooms' business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from vlmkit.batch import Batch
+from vlmkit.model.freeze import FreezePolicy
+from vlmkit.model.packed import PackedVLM
+from vlmkit.model.parts import PARTS, Part, part_of
+from vlmkit.training.loss import scaled_loss
+from vlmkit.training.optim import Group, OptimizerPlan, make_optimizer, make_schedule, parameter_groups
+
+
+class TrainingModule(L.LightningModule):
+    """Trains a `PackedVLM` made by a factory, once, before the strategy wraps it.
+
+    Args:
+        make_model: Makes the model, on the CPU.
+        freeze: Which parts are trained, and the modes of those that are not.
+        optimizer_plan: Rates, decay and schedule.
+        count_steps: Optimiser steps of the whole run, given ranks and micro-batches per step: the schedule's length.
+            Never `trainer.estimated_stepping_batches`: reading that loses the state of the data on resume.
+    """
+
+    def __init__(
+        self,
+        *,
+        make_model: Callable[[], PackedVLM],
+        freeze: FreezePolicy,
+        optimizer_plan: OptimizerPlan,
+        count_steps: Callable[[int, int], int],
+    ) -> None:
+        super().__init__()
+        self.make_model = make_model
+        self.freeze_policy = freeze
+        self.optimizer_plan = optimizer_plan
+        self.count_steps = count_steps
+        self.model: PackedVLM | None = None
+        self.groups: list[Group] = []
+        self.token_losses = torch.empty(0)
+
+    @property
+    def strict_loading(self) -> bool:
+        """Frozen tensors stand in no checkpoint of ours; `on_load_checkpoint` checks the rest."""
+        return False
+
+    @property
+    def packed(self) -> PackedVLM:
+        """The model, once it is made."""
+        assert self.model is not None, "configure_model has not run"
+        return self.model
+
+    def configure_model(self) -> None:
+        """Make the model, freeze what is frozen, set the modes. Lightning may call it more than once."""
+        if self.model is None:
+            self.model = self.make_model()
+            self.freeze_policy.apply(self.model.hf)
+
+    def on_fit_start(self) -> None:
+        """After the strategy has cast and moved the model: frequencies back to fp32, and the modes."""
+        self.packed.restore_rotary_buffers()
+        self.freeze_policy.set_modes(self.packed.hf)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a micro-batch, scaled so that the step's gradient is that of the mean over its supervised tokens."""
+        out = self.packed(batch)
+        self.token_losses = out.token_losses
+        return scaled_loss(
+            out.loss_sum,
+            step_supervised_tokens=batch["step_supervised_tokens"],
+            accumulate=self.trainer.accumulate_grad_batches,
+            world_size=self.trainer.world_size,
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over the parts' groups, with a schedule advanced once a step."""
+        self.groups = parameter_groups(self.packed.hf.named_parameters(), self.optimizer_plan)
+        optimizer = make_optimizer(self.groups, self.optimizer_plan)
+        num_steps = self.count_steps(self.trainer.world_size, self.trainer.accumulate_grad_batches)
+        schedule = make_schedule(optimizer, self.optimizer_plan, num_steps=num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def frozen_counts(self) -> dict[Part, tuple[int, int]]:
+        """Tensors and parameters of each part that are not trained."""
+        counts: dict[Part, tuple[int, int]] = dict.fromkeys(PARTS, (0, 0))
+        for name, parameter in self.packed.hf.named_parameters():
+            if not parameter.requires_grad:
+                tensors, numbers = counts[part_of(name)]
+                counts[part_of(name)] = (tensors + 1, numbers + parameter.numel())
+        return counts
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave frozen tensors out: they equal their source, which a resume assembles again."""
+        trained = self._trained_keys()
+        checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint holds exactly what is trained.
+
+        Raises:
+            RuntimeError: it does not; another freeze policy or model wrote it.
+        """
+        found, wanted = set(checkpoint["state_dict"]), self._trained_keys()
+        if found != wanted:
+            raise RuntimeError(
+                f"The checkpoint holds {len(found - wanted)} tensors that are not trained here "
+                f"(first: {min(found - wanted, default='-')}) and lacks {len(wanted - found)} that are "
+                f"(first: {min(wanted - found, default='-')})."
+            )
+
+    def _trained_keys(self) -> set[str]:
+        """Names in the state dict of trained tensors; a tied head counts with the embeddings it shares."""
+        trained = {id(parameter) for parameter in self.parameters() if parameter.requires_grad}
+        return {name for name, parameter in self.named_parameters(remove_duplicate=False) if id(parameter) in trained}

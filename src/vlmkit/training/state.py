@@ -1,0 +1,131 @@
+"""What a checkpoint says beyond weights: where in the plan it stands, and the random states."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlmkit.errors import CheckpointError
+
+KEY = "vlmkit"
+SCHEMA = "vlmkit.state/1"
+_NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where a run stands at the end of an optimiser step.
+
+    Attributes:
+        step: Optimiser steps done.
+        consumed_packs: Packs of the plan trained on; what is left is dealt anew, on any number of ranks.
+        plan_key: Hash of everything that determines the packs: another plan is refused.
+        freeze: Frozen parts.
+    """
+
+    step: int
+    consumed_packs: int
+    plan_key: str
+    freeze: dict[str, bool]
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Plain values and tensors, so that it loads with `weights_only=True`."""
+        return {"schema": SCHEMA, **asdict(self), "rng": _rng_state()}
+
+
+def checkpoint_name(step: int) -> str:
+    """`step-000006.ckpt`: no `=`, which Hydra could not parse as an override."""
+    return f"step-{step:06d}.ckpt"
+
+
+def find_checkpoint(resume_from: str, run_dir: Path) -> Path | None:
+    """The checkpoint that `resume_from` means.
+
+    Args:
+        resume_from: `auto` (the newest of this run directory, or none), a run directory, or a checkpoint file.
+        run_dir: Directory of this run.
+
+    Raises:
+        CheckpointError: a directory or file was named and holds no checkpoint.
+    """
+    if resume_from == "auto":
+        return newest_checkpoint(run_dir)
+    path = Path(resume_from)
+    if path.is_file():
+        return path
+    if found := newest_checkpoint(path):
+        return found
+    raise CheckpointError(
+        f"resume_from={resume_from}: no checkpoint there. Name a run directory with checkpoints/step-*.ckpt, such a file, "
+        "or auto."
+    )
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The finished checkpoint with the highest step; files still being written have another name."""
+    found = [(int(match[1]), path) for path in (run_dir / "checkpoints").glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
+    return max(found)[1] if found else None
+
+
+def read_state(path: Path) -> RunState:
+    """Read where a checkpoint stands, without reading its tensors into memory.
+
+    Raises:
+        CheckpointError: unreadable, or written by another version.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). Resume from an older one.") from error
+    state: Mapping[str, Any] = content.get(KEY, {})
+    if state.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path}: its state is {state.get('schema')!r}, this version reads {SCHEMA!r}. Train it with the version that wrote it.")
+    return RunState(**{name: state[name] for name in RunState.__dataclass_fields__})
+
+
+def restore_rng(checkpoint: Mapping[str, Any]) -> None:
+    """Set the random states that `RunState.to_checkpoint` kept."""
+    rng = checkpoint[KEY]["rng"]
+    version, internal, gauss = rng["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(("MT19937", np.array(rng["numpy"][0], dtype=np.uint32), *rng["numpy"][1:]))
+    torch.set_rng_state(rng["torch"])
+
+
+def rewrite_loops(checkpoint: dict[str, Any], *, done_batches: int) -> None:
+    """Set Lightning's counters to the number of micro-batches done *as counted on today's ranks*.
+
+    Lightning continues an epoch at the batch it counted, and the count of another number of ranks would be wrong. The
+    counters stand as they do while `on_train_batch_end` runs, which is where our checkpoints are written.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for scope in ("total", "current"):
+        progress[scope].update(ready=done_batches, started=done_batches, processed=done_batches, completed=done_batches - 1)
+    progress["is_last_batch"] = False
+
+
+def sync_to_disk(path: Path) -> None:
+    """Make sure that a file, or a directory's entries, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _rng_state() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()  # pyright: ignore[reportAssignmentType]  # the legacy tuple
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
