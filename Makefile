@@ -1,0 +1,55 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all format lint type imports check bench docs build clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+READY := $(VENV)/.ready
+export HF_HUB_OFFLINE := 1
+export WANDB_MODE := offline
+export TOKENIZERS_PARALLELISM := false
+
+help:  ## Show what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
+
+setup: $(READY)  ## Make the virtual environment and install everything
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(READY)
+
+demo: setup  ## Go the whole way on the embedded defaults: assemble, align, train, export, evaluate
+	$(BIN)/python -m vlmkit.demo
+
+test: setup  ## Run the tests (without the slow ones)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" -q
+
+test-all: setup  ## Run every test that this machine can run
+	$(BIN)/python -m pytest -n 2 -m "not gpu" -q
+
+format: setup  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup  ## Check style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+type: setup  ## Check types
+	$(BIN)/pyright
+
+imports: setup  ## Check that imports point down the rooms
+	$(BIN)/lint-imports
+
+check: lint type imports  ## Everything that needs no run
+
+bench: setup  ## Print the measurements (minutes)
+	for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+build: setup  ## Build wheel and sdist
+	$(BIN)/python -m build --outdir dist
+
+clean:  ## Remove what was made
+	rm -rf $(VENV) dist build runs .pytest_cache .ruff_cache
