@@ -1,0 +1,333 @@
+"""A row of a manifest in the LLaVA format becomes a Conversation, checked; whatever is wrong is said by name.
+
+A row is an object with `conversations` (a list of `{"from": ..., "value": ...}`) and, where something is to be seen,
+`image`, `images`, `video` or `videos`: a path or a list of paths. `<image>` and `<video>` in the turns of the user
+say where each stands; the first marker means the first path, and so on.
+
+Text is kept exactly as written: only the marker itself is taken out, so the line break that LLaVA manifests put
+beside it (`<image>\\n` before a question, or `\\n<image>` after it) stays in the text and is what the model reads.
+(Qwen's own trainer strips each piece between markers, LLaVA's keeps the line break.)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import orjson
+
+from vlmkit.conversation import Conversation, ImagePart, Part, Role, TextPart, Turn, VideoPart
+from vlmkit.errors import ConfigError, DataError, Origin
+
+ROLES: Mapping[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+"""What may stand in `from`, and who it is."""
+_PLACEHOLDER = re.compile("(<image>|<video>)")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
+_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_SOURCE_KEYS = ("path", "root", "weight", "name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One manifest and how it takes part.
+
+    Attributes:
+        path: The manifest file.
+        root: Directory that media paths in it are relative to.
+        weight: How often its rows are seen in an epoch: 0.5 is every other row, 2.5 is each two or three times.
+        name: What reports call it.
+    """
+
+    path: Path
+    root: Path
+    weight: float = 1.0
+    name: str
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0 or self.weight == float("inf"):
+            raise ValueError(f"data.sources: weight of {self.name!r} must be a positive number, got {self.weight}")
+
+
+def resolve_sources(sources: Sequence[str | Path | Mapping[str, object]], *, root: str | Path | None) -> list[Source]:
+    """Read `data.sources`: a path, or a mapping with `path` and, as wanted, `root`, `weight` and `name`.
+
+    Args:
+        sources: As written in the configuration.
+        root: `data.root`; None means the directory of each manifest.
+
+    Returns:
+        The sources in order; names are the files' stems, numbered where they repeat.
+
+    Raises:
+        ConfigError: no source, an unknown key, a value of the wrong kind, or a file that is not there.
+    """
+    if not sources:
+        raise ConfigError("data.sources is empty. Name at least one manifest, as in data.sources=[train.json].")
+    found: list[Source] = []
+    for number, entry in enumerate(sources):
+        where = f"data.sources[{number}]"
+        found.append(_resolve_source(entry, where, root, taken={source.name for source in found}))
+    return found
+
+
+def _resolve_source(
+    entry: str | Path | Mapping[str, object], where: str, root: str | Path | None, taken: set[str]
+) -> Source:
+    told: Mapping[str, object] = {"path": entry} if isinstance(entry, str | Path) else entry
+    if unknown := sorted(set(told) - set(_SOURCE_KEYS)):
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}. A source has {', '.join(_SOURCE_KEYS)}.")
+    if not isinstance(told.get("path"), str | Path):
+        raise ConfigError(f"{where}: 'path' must name a manifest, got {told.get('path')!r}.")
+    path = Path(cast(str, told["path"])).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{where}: no file at {str(path)!r} (seen from {os.getcwd()}). Check the path.")
+    weight = told.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise ConfigError(f"{where}: weight must be a number, got {weight!r}.")
+    own_root = told.get("root") or root
+    directory = Path(cast(str, own_root)).expanduser() if own_root else path.parent
+    if not directory.is_dir():
+        key = f"{where}.root" if told.get("root") else "data.root"
+        raise ConfigError(f"{key}: no directory at {str(directory)!r}. Media paths are relative to it.")
+    try:
+        return Source(
+            path=path, root=directory, weight=float(weight), name=_free_name(str(told.get("name") or path.stem), taken)
+        )
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    if name not in taken:
+        return name
+    return next(f"{name}-{count}" for count in range(2, len(taken) + 3) if f"{name}-{count}" not in taken)
+
+
+def decode_row(text: bytes, *, origin: Origin, root: Path, allow_absolute_paths: bool = False) -> Conversation:
+    """Parse the text of one row, and check it as `parse_row` does.
+
+    Raises:
+        DataError: as `parse_row`, or `bad_json`.
+    """
+    try:
+        raw = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise DataError(
+            f"the row is no valid JSON ({error.msg.split(': line')[0]}, at character {error.pos + 1} of "
+            f"{len(error.doc)}). A JSON Lines file holds one whole object a line. Mend or drop the row.",
+            reason="bad_json",
+            origin=origin,
+        ) from None
+    return parse_row(raw, origin=origin, root=root, allow_absolute_paths=allow_absolute_paths)
+
+
+def parse_row(raw: object, *, origin: Origin, root: Path, allow_absolute_paths: bool = False) -> Conversation:
+    """Check one row and make a Conversation of it. No file is opened.
+
+    A media path may not leave the root by `..`; a symbolic link below the root is the user's own and is followed.
+
+    Args:
+        raw: The row as parsed from JSON.
+        origin: Its file and row, for messages.
+        root: Directory that media paths are relative to.
+        allow_absolute_paths: Whether a medium may lie anywhere.
+
+    Raises:
+        DataError: with `origin` and a reason: `not_an_object`, `no_conversations`, `bad_turn`, `unknown_role`,
+            `empty_turn`, `no_assistant_turn`, `placeholder_place`, `placeholder_count`, `bad_media`,
+            `ambiguous_media`, `url`, `absolute_path`, `path_leaves_root`.
+    """
+    try:
+        if not isinstance(raw, dict):
+            raise DataError(
+                f"the row is {_kind(raw)}, not an object with 'conversations'. Mend or drop the row.",
+                reason="not_an_object",
+            )
+        row = cast(dict[str, object], raw)
+        paths = _Paths(root=root, allow_absolute=allow_absolute_paths)
+        media = {"<image>": _images(row, paths), "<video>": _videos(row, paths)}
+        said = _said(row)
+        _check_counts(said, media)
+        return Conversation(turns=tuple(_turns(said, media)), origin=origin)
+    except DataError as error:
+        raise error.at(origin) from None
+
+
+def _said(row: dict[str, object]) -> list[tuple[Role, list[str]]]:
+    """Role and pieces (text and markers in turn) of every turn."""
+    turns = row.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        found = "has no 'conversations'" if turns is None else f"has {_kind(turns)} as 'conversations'"
+        hint = " ('messages' is another format: convert it.)" if turns is None and "messages" in row else ""
+        raise DataError(
+            f"the row {found}; it must be a list with at least one turn.{hint}",
+            reason="no_conversations",
+        )
+    said = [_said_in(turn, number) for number, turn in enumerate(cast(list[object], turns), start=1)]
+    if all(role != "assistant" for role, _ in said):
+        raise DataError(
+            "the row has no turn from 'gpt', so nothing in it could be learnt. Add the answer or drop the row.",
+            reason="no_assistant_turn",
+        )
+    return said
+
+
+def _said_in(turn: object, number: int) -> tuple[Role, list[str]]:
+    if not isinstance(turn, dict):
+        raise DataError(f"turn {number} is {_kind(turn)}, not an object with 'from' and 'value'.", reason="bad_turn")
+    told = cast(dict[str, object], turn)
+    speaker, value = told.get("from"), told.get("value")
+    for key, found in (("from", speaker), ("value", value)):
+        if not isinstance(found, str):
+            what = f"has no {key!r}" if key not in told else f"has {_kind(found)} as {key!r}"
+            raise DataError(f"turn {number} {what}; it must be a string.", reason="bad_turn")
+    speaker, value = cast(str, speaker), cast(str, value)
+    if speaker not in ROLES:
+        raise DataError(
+            f"turn {number} is from {speaker!r}, an unknown role. Known roles: {', '.join(ROLES)}.",
+            reason="unknown_role",
+        )
+    if not value.strip():
+        raise DataError(f"turn {number} is empty. Fill it in or drop the row.", reason="empty_turn")
+    pieces = _PLACEHOLDER.split(value)
+    if ROLES[speaker] != "user" and len(pieces) > 1:
+        raise DataError(
+            f"turn {number} is from {speaker!r} and holds {pieces[1]}, which only a turn from 'human' may. "
+            "Move the placeholder or drop the row.",
+            reason="placeholder_place",
+        )
+    return ROLES[speaker], pieces
+
+
+def _check_counts(said: list[tuple[Role, list[str]]], media: Mapping[str, Sequence[Part]]) -> None:
+    for marker, parts in media.items():
+        counts = {number: pieces.count(marker) for number, (_, pieces) in enumerate(said, start=1) if marker in pieces}
+        found, listed = sum(counts.values()), len(parts)
+        if found == listed:
+            continue
+        where = f"turn {next(iter(counts))} has" if len(counts) == 1 else "the turns have" if counts else "no turn has"
+        noun = marker.strip("<>")
+        remedy = "Add the path" if found > listed else f"Write {marker} where it belongs"
+        placeholders = f"{found} {marker} placeholders" if found > 1 else f"{found or 'a'} {marker} placeholder"
+        raise DataError(
+            f"{where} {placeholders} but the row lists {listed or 'no'} {noun}{'s' if listed > 1 else ''}. "
+            f"{remedy}{'s' if abs(found - listed) > 1 and found > listed else ''} or drop the row.",
+            reason="placeholder_count",
+        )
+
+
+def _turns(said: list[tuple[Role, list[str]]], media: Mapping[str, Sequence[Part]]) -> Iterable[Turn]:
+    left = {marker: iter(parts) for marker, parts in media.items()}
+    for role, pieces in said:
+        parts = (next(left[piece]) if piece in left else TextPart(piece) for piece in pieces if piece)
+        yield Turn(role=role, parts=tuple(parts))
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """Turns the paths of a row into paths on disk, under the root."""
+
+    root: Path
+    allow_absolute: bool
+
+    def check(self, path: str, noun: str) -> Path:
+        """The path on disk of one medium.
+
+        Raises:
+            DataError: a URL, an absolute path where they are not allowed, or a path out of the root.
+        """
+        if _URL.match(path):
+            raise DataError(
+                f"{noun} {_short(path)!r} is a URL; media are read from disk only. Download it under data.root.",
+                reason="url",
+            )
+        if "\0" in path:
+            raise DataError(f"{noun} {_short(path)!r} holds a zero byte and can name no file.", reason="bad_media")
+        if os.path.isabs(path):
+            if not self.allow_absolute:
+                raise DataError(
+                    f"{noun} {_short(path)!r} is an absolute path. Make it relative to data.root, or set "
+                    "data.allow_absolute_paths=true.",
+                    reason="absolute_path",
+                )
+            return Path(path)
+        if os.pardir in path and os.path.normpath(path).split(os.sep)[0] == os.pardir:
+            raise DataError(
+                f"{noun} {_short(path)!r} leaves data.root {str(self.root)!r}. Keep media below the root.",
+                reason="path_leaves_root",
+            )
+        return self.root / path
+
+
+def _images(row: dict[str, object], paths: _Paths) -> list[Part]:
+    return [ImagePart(paths.check(path, "image")) for path in _listed(row, "image")]
+
+
+def _videos(row: dict[str, object], paths: _Paths) -> list[Part]:
+    """Videos of a row; a list of image files is the frames of one video, a list of lists those of several."""
+    listed = _listed(row, "video", frames=True)
+    names = [entry for entry in listed if isinstance(entry, str)]
+    if len(names) == len(listed) and names and all(_is_image(name) for name in names):
+        return [VideoPart(tuple(paths.check(name, "video frame") for name in names))]
+    return [
+        VideoPart(paths.check(entry, "video"))
+        if isinstance(entry, str)
+        else VideoPart(tuple(paths.check(name, "video frame") for name in entry))
+        for entry in listed
+    ]
+
+
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in _IMAGE_SUFFIXES
+
+
+def _listed(row: dict[str, object], noun: str, *, frames: bool = False) -> list[str]:
+    """What stands under `noun` or `nouns`; null, an empty string and an empty list mean nothing."""
+    filled = [(key, row[key]) for key in (noun, f"{noun}s") if row.get(key) not in (None, "", [])]
+    if len(filled) > 1:
+        raise DataError(
+            f"the row has both '{noun}' and '{noun}s'. Keep one of the two, listing all.", reason="ambiguous_media"
+        )
+    if not filled:
+        return []
+    key, value = filled[0]
+    entries = cast(list[object], value) if isinstance(value, list) else [value]
+    for entry in entries:
+        fits = isinstance(entry, str) or (
+            frames and isinstance(entry, list) and _all_strings(cast(list[object], entry))
+        )
+        if not fits or not entry:
+            raise DataError(
+                f"{key!r} holds {_kind(entry) if entry != '' else 'an empty string'}; it must be a path or a list of "
+                "paths.",
+                reason="bad_media",
+            )
+    return cast(list[str], entries)
+
+
+def _all_strings(entries: list[object]) -> bool:
+    return all(isinstance(entry, str) and entry for entry in entries)
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is, as the user would call it."""
+    if value is None:
+        return "null"
+    kinds: dict[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    if value == []:
+        return "an empty list"
+    return kinds.get(type(value), "a number")
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= 120 else f"{path[:117]}..."
