@@ -138,18 +138,3 @@ class PackedVLM(nn.Module):
                 feature = deepstack[number][None].to(hidden.dtype)
                 hidden = hidden.index_add(1, batch["visual_positions"], feature)
         return language.norm(hidden)
-
-    def restore_rotary_buffers(self) -> None:
-        """Compute the rotary frequencies anew in fp32, on their device: a cast of the model to bf16 damages them."""
-        modules: Any = self.hf.model
-        for module in (modules.visual.rotary_pos_emb, modules.language_model.rotary_emb):
-            compute = (
-                module.compute_axial_rope_parameters
-                if hasattr(module, "compute_axial_rope_parameters")
-                else module.compute_default_rope_parameters
-            )
-            frequencies, _ = compute(module.config)
-            for name in ("inv_freq", "original_inv_freq"):
-                old = getattr(module, name)
-                device = old.device if old.device.type != "meta" else torch.device("cpu")
-                setattr(module, name, nn.Buffer(frequencies.to(device=device, dtype=torch.float32), persistent=False))

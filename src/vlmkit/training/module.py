@@ -13,7 +13,7 @@ from torch import Tensor
 from vlmkit.batch import Batch
 from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.packed import PackedVLM
-from vlmkit.model.parts import PARTS, Part, part_of
+from vlmkit.model.parts import PARTS, Part, part_of, restore_rotary_buffers
 from vlmkit.training.loss import scaled_loss
 from vlmkit.training.optim import Group, OptimizerPlan, make_optimizer, make_schedule, parameter_groups
 
@@ -65,7 +65,7 @@ class TrainingModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """After the strategy has cast and moved the model: frequencies back to fp32, and the modes."""
-        self.packed.restore_rotary_buffers()
+        restore_rotary_buffers(self.packed.hf)
         self.freeze_policy.set_modes(self.packed.hf)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,0 +1,121 @@
+"""Read safetensors tensor by tensor, each straight into its own memory and once; hash what was read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmkit.errors import CheckpointError
+
+INDEX_FILE = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class TensorReader:
+    """The tensors of one checkpoint directory, of one file or of shards.
+
+    Reading goes through `pread` into the tensor's memory, not through a mapping of the file: the peak is the model
+    itself, and no page of a file lies beside the copy made of it.
+
+    Attributes:
+        directory: Where the files are.
+        reads: How often each tensor was read.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.reads: Counter[str] = Counter()
+        self._entries: dict[str, tuple[Path, torch.dtype, list[int], int, int]] = {}
+        for path in _files(directory):
+            self._entries.update(_header(path))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return sorted(self._entries)
+
+    def shape(self, name: str) -> list[int]:
+        """Shape of a tensor, from the header."""
+        return self._entries[name][2]
+
+    def file(self, name: str) -> str:
+        """Name of the file that holds a tensor."""
+        return self._entries[name][0].name
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor into fresh memory.
+
+        Raises:
+            CheckpointError: the file ends before it does.
+        """
+        path, dtype, shape, start, length = self._entries[name]
+        tensor = torch.empty(shape, dtype=dtype)
+        if length:
+            view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                done = 0
+                while done < length:
+                    got = os.preadv(handle, [view[done:]], start + done)
+                    if got == 0:
+                        raise CheckpointError(f"{path}: ends within tensor {name}. Copy or download the file again.")
+                    done += got
+            finally:
+                os.close(handle)
+        self.reads[name] += 1
+        return tensor
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes (row-major, in its own dtype)."""
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu()
+    return hashlib.sha256(memoryview(flat.numpy())).hexdigest()
+
+
+def _files(directory: Path) -> list[Path]:
+    if (index := directory / INDEX_FILE).is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    paths = [directory / name for name in names]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise CheckpointError(f"{directory}: lacks {', '.join(missing)}. Weights must be safetensors; download them again or convert them.")
+    return paths
+
+
+def _header(path: Path) -> dict[str, tuple[Path, torch.dtype, list[int], int, int]]:
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header: dict[str, Any] = json.loads(file.read(size))
+    except (struct.error, ValueError, MemoryError, OverflowError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error}). Copy or download it again.") from error
+    entries: dict[str, tuple[Path, torch.dtype, list[int], int, int]] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _DTYPES:
+            raise CheckpointError(f"{path}: tensor {name} is of type {entry['dtype']}, which is not supported. Use bf16, fp16 or fp32 weights.")
+        first, last = entry["data_offsets"]
+        entries[name] = (path, _DTYPES[entry["dtype"]], entry["shape"], 8 + size + first, last - first)
+    return entries
