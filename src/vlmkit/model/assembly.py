@@ -1,0 +1,384 @@
+"""Build one vision-language model out of parts, or load a whole checkpoint; report and prove what came of it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+
+from vlmkit.errors import AssemblyError, CheckpointError
+from vlmkit.model.merge import check_tokenizers, merge_configs
+from vlmkit.model.parts import restore_rotary_buffers
+from vlmkit.model.report import AssemblyReport, FieldOrigin, Proof, TensorOrigin
+from vlmkit.model.tensors import TensorReader, tensor_hash
+
+MergerInit = Literal["crop", "random"]
+_PROOF_TEXT_TOKENS = (1, 17, 160)
+_PROOF_GRIDS = ((1, 4, 4), (1, 2, 8), (2, 4, 6))
+
+
+@dataclass(kw_only=True)
+class VLM:
+    """A model with where it came from.
+
+    Attributes:
+        model: The stock model, on the CPU.
+        processor_source: Directory or hub id whose processor belongs to it.
+        report: Provenance; None for a whole checkpoint.
+        provenance: For `vlmkit.json`: sources and settings as plain values.
+    """
+
+    model: Qwen3VLForConditionalGeneration
+    processor_source: str
+    report: AssemblyReport | None
+    provenance: dict[str, Any]
+
+
+class Assembly:
+    """A vision encoder and a language model, made into one Qwen3-VL model.
+
+    Args:
+        vision_encoder: Checkpoint whose vision encoder and merger are used; None: the template's.
+        language_model: Checkpoint whose language model is used (a language model, or a vision-language model); None:
+            the template's.
+        template: Vision-language checkpoint that gives the config, the processor and what is not swapped; None: the
+            vision encoder's.
+        merger_init: Where the language model's width is not the one that the merger was made for: `crop` keeps the
+            first rows of each merger's last layer (a wider language model: keeps all rows and draws the missing ones
+            anew), `random` draws its last layer anew. A merger that fits is copied.
+        processor: Directory or hub id of the processor; None: the template's.
+        seed: Of what is drawn anew.
+        prove: Whether training proves the assembly before it starts (`vlmkit-assemble` always does).
+    """
+
+    def __init__(
+        self,
+        *,
+        vision_encoder: str | Path | None,
+        language_model: str | Path | None,
+        template: str | Path | None,
+        merger_init: MergerInit,
+        processor: str | Path | None,
+        seed: int,
+        prove: bool,
+    ) -> None:
+        chosen = template or vision_encoder
+        if not chosen:
+            raise ValueError("model.template or model.vision_encoder must name a vision-language checkpoint")
+        if merger_init not in ("crop", "random"):
+            raise ValueError(f"model.merger_init must be crop or random, got {merger_init!r}")
+        self.template = str(chosen)
+        self.vision_encoder = str(vision_encoder or chosen)
+        self.language_model = str(language_model or chosen)
+        self.merger_init: MergerInit = merger_init
+        self.processor_source = str(processor or chosen)
+        self.seed = seed
+        self.proves = prove
+
+    def build(self, *, dtype: torch.dtype) -> VLM:
+        """Assemble: configs merged, model made on the meta device, every tensor read once into its place.
+
+        Raises:
+            AssemblyError: the parts do not fit, or a tensor is missing or has another shape.
+            CheckpointError: files are missing or damaged.
+        """
+        places = {part: resolve(getattr(self, part), key=f"model.{part}") for part in ("template", "vision_encoder", "language_model")}
+        config, fields = self._merged(places)
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration(config)
+        readers = {part: TensorReader(places[part]) for part in ("vision_encoder", "language_model")}
+        tensors = [self._fill(model, name, readers, dtype) for name in _wanted(model)]
+        model.tie_weights()
+        restore_rotary_buffers(model)
+        model.eval()
+        _take_generation_config(model, places["template"])
+        report = AssemblyReport(
+            sources={part: getattr(self, part) for part in places}, fields=fields, tensors=tensors, unused=_unused(readers)
+        )
+        provenance = {"sources": report.sources, "merger_init": self.merger_init, "seed": self.seed, "dtype": str(dtype)}
+        return VLM(model=model, processor_source=self.processor_source, report=report, provenance=provenance)
+
+    def prove(self, vlm: VLM) -> None:
+        """Compare with the sources, in fp32: the language model's logits on text, the vision encoder's features.
+
+        Fills in `vlm.report.proofs`. The model's weights are the same afterwards, bit for bit.
+
+        Raises:
+            AssemblyError: a comparison failed.
+        """
+        assert vlm.report is not None
+        dtype = vlm.model.dtype
+        vlm.model.float()
+        restore_rotary_buffers(vlm.model)
+        try:
+            proofs = [self._prove_language(vlm, dtype), self._prove_vision(vlm, dtype), _prove_tensors(vlm)]
+        finally:
+            vlm.model.to(dtype)  # widening and narrowing again changes nothing
+            restore_rotary_buffers(vlm.model)
+        vlm.report.proofs = proofs
+        if failed := [proof for proof in proofs if not proof.holds]:
+            raise AssemblyError(f"The assembled model failed its proof: {failed[0].claim} ({failed[0].detail}).")
+
+    def _merged(self, places: dict[str, Path]) -> tuple[Qwen3VLConfig, list[FieldOrigin]]:
+        template = _read_config(places["template"]).to_dict()
+        vision_source, language_source = _read_config(places["vision_encoder"]), _read_config(places["language_model"])
+        if not hasattr(vision_source, "vision_config"):
+            raise AssemblyError(f"model.vision_encoder: {self.vision_encoder} is a {vision_source.model_type}, which has no vision encoder.")
+        tied = bool(language_source.tie_word_embeddings)
+        language = getattr(language_source, "text_config", language_source).to_dict()
+        if "text_config" not in template:
+            raise AssemblyError(f"model.template: {self.template} is a {template.get('model_type')}, not a vision-language model.")
+        merged, fields = merge_configs(template, vision_source.vision_config.to_dict(), language, tied=tied)
+        if places["language_model"] != places["template"]:
+            self._check_tokenizers(places["language_model"], rows=language["vocab_size"])
+        return Qwen3VLConfig(**merged), fields
+
+    def _check_tokenizers(self, language_model: Path, *, rows: int) -> None:
+        try:
+            wanted = AutoTokenizer.from_pretrained(self.processor_source, trust_remote_code=False)
+            found = AutoTokenizer.from_pretrained(language_model, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise AssemblyError(f"The parts' tokenizers cannot be compared: {str(error).splitlines()[0]}") from error
+        special = {token.content for token in wanted.added_tokens_decoder.values() if token.special}
+        check_tokenizers(wanted.get_vocab(), found.get_vocab(), special=special, rows=rows)
+
+    def _fill(self, model: nn.Module, name: str, readers: dict[str, TensorReader], dtype: torch.dtype) -> TensorOrigin:
+        """Put one tensor into the model and say where it came from."""
+        shape = list(model.get_parameter(name).shape)
+        part = "vision_encoder" if name.startswith("model.visual.") else "language_model"
+        reader = readers[part]
+        there = _name_in(reader, name)
+        if there is None:
+            raise AssemblyError(f"model.{part}: {getattr(self, part)} has no tensor for {name}. It is not the model its config describes.")
+        fits = reader.shape(there) == shape
+        origin: Literal["copied", "cropped", "extended", "new"] = "copied"
+        if fits:
+            tensor = reader.read(there)
+        elif not _is_merger_output(name) or reader.shape(there)[1:] != shape[1:]:
+            raise AssemblyError(f"model.{part}: tensor {there} has shape {reader.shape(there)}, the model needs {shape}.")
+        elif self.merger_init == "random":
+            tensor, origin = self._drawn(name, shape), "new"
+        else:
+            tensor, origin = self._cropped(name, reader.read(there), shape)
+        tensor = tensor.to(dtype)
+        module, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(module)
+        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=True))
+        source = "" if origin == "new" else f"{part}:{reader.file(there)}:{there}"
+        return TensorOrigin(name=name, shape=tuple(shape), origin=origin, source=source, sha256=tensor_hash(tensor))
+
+    def _cropped(self, name: str, source: Tensor, shape: list[int]) -> tuple[Tensor, Literal["cropped", "extended"]]:
+        if len(source) >= shape[0]:
+            return source[: shape[0]].clone(), "cropped"
+        extended = self._drawn(name, shape).to(source.dtype)
+        extended[: len(source)] = source
+        return extended, "extended"
+
+    def _drawn(self, name: str, shape: list[int]) -> Tensor:
+        """Normal with deviation 1 / sqrt(inputs) for a matrix, zero for a bias; from the seed and the name alone."""
+        if len(shape) == 1:
+            return torch.zeros(shape)
+        generator = torch.Generator().manual_seed(self.seed + sum(name.encode()))
+        return torch.randn(shape, generator=generator) / math.sqrt(shape[1])
+
+    def _prove_language(self, vlm: VLM, dtype: torch.dtype) -> Proof:
+        source = resolve(self.language_model, key="model.language_model")
+        with _quiet():
+            if hasattr(_read_config(source), "text_config"):
+                stock: Any = Qwen3VLForConditionalGeneration.from_pretrained(source, dtype=dtype)
+            else:
+                stock = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        stock = stock.float().eval()
+        if isinstance(stock, Qwen3VLForConditionalGeneration):
+            restore_rotary_buffers(stock)
+        else:
+            _restore_text_rotary(stock)
+        generator = torch.Generator().manual_seed(self.seed)
+        worst = 0.0
+        for length in _PROOF_TEXT_TOKENS:
+            tokens = torch.randint(0, stock.config.get_text_config().vocab_size, (1, length), generator=generator)
+            mask = torch.ones_like(tokens)
+            with torch.no_grad():
+                ours = vlm.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+                theirs = stock(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+            worst = max(worst, float((ours - theirs).abs().max()))
+        return Proof(
+            claim="text-only logits equal the language model's bit for bit in fp32",
+            holds=worst == 0.0,
+            detail=f"texts of {', '.join(map(str, _PROOF_TEXT_TOKENS))} tokens, largest difference {worst:g}",
+        )
+
+    def _prove_vision(self, vlm: VLM, dtype: torch.dtype) -> Proof:
+        source = resolve(self.vision_encoder, key="model.vision_encoder")
+        with _quiet():
+            whole = Qwen3VLForConditionalGeneration.from_pretrained(source, dtype=dtype)
+        stock: Any = whole.model.visual.float().eval()
+        restore_rotary_buffers(whole)
+        del whole
+        vision = stock.config
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        generator = torch.Generator().manual_seed(self.seed)
+        grids = torch.tensor(_PROOF_GRIDS)
+        patches = torch.randn(int(grids.prod(-1).sum()), width, generator=generator)
+        with torch.no_grad():
+            ours = cast(Any, vlm.model.model.visual)(patches, grid_thw=grids, return_dict=True).last_hidden_state
+            theirs = stock(patches, grid_thw=grids, return_dict=True).last_hidden_state
+        worst = float((ours - theirs).abs().max())
+        return Proof(
+            claim="vision features before the merger equal the source's",
+            holds=worst == 0.0,
+            detail=f"{len(grids)} random images and videos, largest difference {worst:g}",
+        )
+
+
+class WholeCheckpoint:
+    """A vision-language checkpoint as it is.
+
+    Args:
+        path: Directory or hub id.
+        processor: Directory or hub id of the processor; None: the checkpoint's.
+    """
+
+    proves = False
+
+    def __init__(self, *, path: str | Path | None, processor: str | Path | None) -> None:
+        if not path:
+            raise ValueError("model.path must name a vision-language checkpoint: a directory or hub id")
+        self.path = str(path)
+        self.processor_source = str(processor or path)
+
+    def build(self, *, dtype: torch.dtype) -> VLM:
+        """Load it.
+
+        Raises:
+            AssemblyError: it is of another family.
+            CheckpointError: files are missing or damaged.
+        """
+        place = resolve(self.path, key="model.path")
+        config = _read_config(place)
+        if config.model_type != "qwen3_vl":
+            raise AssemblyError(f"model.path: {self.path} is a {config.model_type}; supported: qwen3_vl.")
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration(config)
+        reader = TensorReader(place)
+        for name in _wanted(model):
+            there = _name_in(reader, name)
+            if there is None or reader.shape(there) != list(model.get_parameter(name).shape):
+                raise AssemblyError(f"model.path: {self.path} has no tensor of the right shape for {name}.")
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, nn.Parameter(reader.read(there).to(dtype)))
+        model.tie_weights()
+        restore_rotary_buffers(model)
+        model.eval()
+        _take_generation_config(model, place)
+        return VLM(model=model, processor_source=self.processor_source, report=None, provenance={"sources": {"path": self.path}, "dtype": str(dtype)})
+
+
+def resolve(source: str, *, key: str) -> Path:
+    """The local directory of a checkpoint; a hub id is downloaded (safetensors and settings only) into the hub's cache.
+
+    Raises:
+        CheckpointError: neither a directory nor a reachable hub id.
+    """
+    if (path := Path(source).expanduser()).is_dir():
+        return path.resolve()
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise CheckpointError(f"{key}: {source!r} is no directory. Check the path, or give a hub id like Qwen/Qwen3-0.6B.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{key}: {source!r} is neither a directory here nor to be had from the hub ({str(error).splitlines()[0]}). "
+            "Download it on a machine with access and give the directory."
+        ) from error
+
+
+def _read_config(place: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{place}: no readable config.json ({str(error).splitlines()[0]}).") from error
+
+
+def _wanted(model: nn.Module) -> list[str]:
+    """Names of the parameters to fill; a tied head is filled by its embeddings."""
+    tied = bool(cast(Any, model).config.tie_word_embeddings)
+    return [name for name, _ in model.named_parameters(remove_duplicate=False) if not (tied and name == "lm_head.weight")]
+
+
+def _name_in(reader: TensorReader, name: str) -> str | None:
+    """Where a checkpoint keeps a tensor: vision-language models of today and before, and plain language models."""
+    bare = name.removeprefix("model.")
+    guesses = [name, bare, bare.replace("language_model.", "model.", 1)]
+    if name == "lm_head.weight":  # a head that is not tied in the config, but was saved so
+        guesses += ["model.embed_tokens.weight", "model.language_model.embed_tokens.weight"]
+    return next((guess for guess in guesses if guess in reader), None)
+
+
+def _is_merger_output(name: str) -> bool:
+    return ".linear_fc2." in name and (".merger." in name or ".deepstack_merger_list." in name)
+
+
+def _unused(readers: dict[str, TensorReader]) -> dict[str, dict[str, int]]:
+    unused: dict[str, dict[str, int]] = {}
+    for part, reader in readers.items():
+        left = Counter(".".join(name.split(".")[:2]) for name in reader.names if not reader.reads[name])
+        if left:
+            unused[part] = dict(sorted(left.items()))
+    return unused
+
+
+def _take_generation_config(model: Qwen3VLForConditionalGeneration, place: Path) -> None:
+    if (place / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(place)
+
+
+def _prove_tensors(vlm: VLM) -> Proof:
+    assert vlm.report is not None
+    told = {tensor.name for tensor in vlm.report.tensors}
+    missing = sorted(set(_wanted(vlm.model)) - told)
+    on_meta = [name for name, tensor in (*vlm.model.named_parameters(), *vlm.model.named_buffers()) if tensor.is_meta]
+    return Proof(
+        claim="every tensor is filled and its origin told",
+        holds=not missing and not on_meta,
+        detail=f"{len(told)} tensors" + (f", unexplained: {(missing + on_meta)[:3]}" if missing or on_meta else ""),
+    )
+
+
+def _restore_text_rotary(stock: Any) -> None:
+    """A cast from bf16 leaves rotary frequencies rounded; the comparison needs them as trained."""
+    rotary = stock.model.rotary_emb
+    frequencies, _ = rotary.compute_default_rope_parameters(rotary.config)
+    rotary.inv_freq = frequencies.float()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' loading bars."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

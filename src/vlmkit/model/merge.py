@@ -1,0 +1,150 @@
+"""Merge the configs of the parts into one, and refuse parts that do not fit. Pure functions of dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from vlmkit.errors import AssemblyError
+from vlmkit.model.report import FieldOrigin
+
+Config = dict[str, Any]
+
+STRUCTURE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "vocab_size",
+    "attention_bias",
+    "attention_dropout",
+    "max_position_embeddings",
+    "initializer_range",
+)
+"""What decides the language model's tensors and arithmetic: always the language model's own."""
+TEMPLATE_FAMILIES = ("qwen3_vl",)
+LANGUAGE_FAMILIES = ("qwen3", "qwen3_vl_text")
+
+
+def merge_configs(template: Config, vision: Config, language: Config, *, tied: bool) -> tuple[Config, list[FieldOrigin]]:
+    """Make the config of the assembled model, with the source of every field.
+
+    Args:
+        template: The vision-language template's whole config.
+        vision: The vision encoder's `vision_config`.
+        language: The language model's text config, rope settings as `rope_parameters`.
+        tied: Whether the language model's head is its embeddings.
+
+    Returns:
+        The merged config, and one `FieldOrigin` for each of its leaves.
+
+    Raises:
+        AssemblyError: the parts do not fit.
+    """
+    check_fit(template, vision, language)
+    merged = deepcopy(template)
+    source: dict[str, tuple[str, str]] = {}
+
+    def put(section: Config, prefix: str, name: str, value: Any, origin: str, why: str = "") -> None:
+        section[name] = value
+        source[f"{prefix}{name}"] = (origin, why)
+
+    for name, value in vision.items():
+        put(merged["vision_config"], "vision_config.", name, value, "vision_encoder")
+    text = merged["text_config"]
+    for name in STRUCTURE:
+        if name in language:
+            put(text, "text_config.", name, language[name], "language_model")
+    text.pop("layer_types", None)
+    if "layer_types" in language:
+        put(text, "text_config.", "layer_types", language["layer_types"], "language_model")
+    rope = dict(text["rope_parameters"])
+    for name in ("rope_theta", "rope_type"):
+        put(rope, "text_config.rope_parameters.", name, language["rope_parameters"][name], "language_model", "trained with it")
+    text["rope_parameters"] = rope
+    width = language["hidden_size"]
+    put(merged["vision_config"], "vision_config.", "out_hidden_size", width, "vlmkit", "the language model's width")
+    for section, prefix in ((merged, ""), (text, "text_config.")):
+        put(section, prefix, "tie_word_embeddings", tied, "language_model", "decided by the language model")
+    fields = [
+        FieldOrigin(name=name, value=value, source=source.get(name, ("template", ""))[0], why=source.get(name, ("", ""))[1])
+        for name, value in _leaves(merged)
+    ]
+    return merged, fields
+
+
+def check_fit(template: Config, vision: Config, language: Config) -> None:
+    """Refuse configs that cannot become one model.
+
+    Raises:
+        AssemblyError: family, rotary positions, head size or number of layers; the message says which.
+    """
+    if (family := template.get("model_type")) not in TEMPLATE_FAMILIES:
+        raise AssemblyError(f"model.template: family {family!r} is not supported. Supported: {', '.join(TEMPLATE_FAMILIES)}.")
+    if (family := language.get("model_type")) not in LANGUAGE_FAMILIES:
+        raise AssemblyError(
+            f"model.language_model: family {family!r} does not fit a {template['model_type']} template, whose language model "
+            f"is a Qwen3. Supported: {', '.join(LANGUAGE_FAMILIES)}."
+        )
+    if (wanted := template["vision_config"].get("model_type")) != vision.get("model_type"):
+        raise AssemblyError(f"model.vision_encoder: its family is {vision.get('model_type')!r}, the template's {wanted!r}.")
+    rope = language["rope_parameters"]
+    if rope.get("rope_type", "default") != "default":
+        raise AssemblyError(
+            f"model.language_model: rope_type {rope['rope_type']!r} has no three-axis form in a {template['model_type']}. "
+            "Use a language model with default rotary positions."
+        )
+    section = template["text_config"]["rope_parameters"].get("mrope_section")
+    head = language["head_dim"]
+    if not section or 2 * sum(section) != head:
+        raise AssemblyError(
+            f"model.language_model: its head size {head} does not fit the template's mrope_section {section}, "
+            f"which makes {2 * sum(section or [])}. Choose a language model with that head size."
+        )
+    taps, layers = len(vision.get("deepstack_visual_indexes", ())), language["num_hidden_layers"]
+    if taps > layers:
+        raise AssemblyError(f"model.language_model: {layers} layers cannot take in {taps} DeepStack features.")
+    if language.get("use_sliding_window"):
+        raise AssemblyError("model.language_model: sliding-window attention has no place in a packed Qwen3-VL.")
+
+
+def check_tokenizers(template: Mapping[str, int], language: Mapping[str, int], *, special: set[str], rows: int) -> None:
+    """Refuse tokenizers that give one token different ids, or more ids than the embeddings have rows.
+
+    Args:
+        template: Token to id of the vision-language template (or of `model.processor`).
+        language: Token to id of the language model.
+        special: The template's special tokens.
+        rows: Rows of the language model's embeddings.
+
+    Raises:
+        AssemblyError: names the tokens that differ.
+    """
+    moved = sorted(token for token in template.keys() & language.keys() if template[token] != language[token])
+    lacking = sorted((template.keys() - language.keys()) & special)
+    words = sorted((template.keys() ^ language.keys()) - special)
+    if moved or lacking or words:
+        told = [
+            f"{len(tokens)} {what} (first: {', '.join(map(repr, tokens[:3]))})"
+            for tokens, what in (
+                (moved, "tokens have another id"),
+                (lacking, "special tokens are missing in the language model"),
+                (words, "tokens are in one of the two only"),
+            )
+            if tokens
+        ]
+        raise AssemblyError(f"model.language_model: its tokenizer is not the template's: {'; '.join(told)}. Choose a pair with one tokenizer.")
+    if max(template.values()) >= rows:
+        raise AssemblyError(f"model.language_model: the tokenizer has ids up to {max(template.values())}, the embeddings {rows} rows.")
+
+
+def _leaves(node: Config, prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in node.items():
+        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return found
