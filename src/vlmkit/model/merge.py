@@ -31,6 +31,10 @@ TEMPLATE_FAMILIES = ("qwen3_vl",)
 LANGUAGE_FAMILIES = ("qwen3", "qwen3_vl_text")
 
 
+_NOT_SETTINGS = ("_name_or_path", "transformers_version")
+"""What a config says about its file rather than about the model."""
+
+
 def merge_configs(template: Config, vision: Config, language: Config, *, tied: bool) -> tuple[Config, list[FieldOrigin]]:
     """Make the config of the assembled model, with the source of every field.
 
@@ -47,7 +51,7 @@ def merge_configs(template: Config, vision: Config, language: Config, *, tied: b
         AssemblyError: the parts do not fit.
     """
     check_fit(template, vision, language)
-    merged = deepcopy(template)
+    merged = {name: value for name, value in deepcopy(template).items() if name not in _NOT_SETTINGS}
     source: dict[str, tuple[str, str]] = {}
 
     def put(section: Config, prefix: str, name: str, value: Any, origin: str, why: str = "") -> None:

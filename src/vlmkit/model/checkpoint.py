@@ -1,0 +1,180 @@
+"""The Hugging Face directory: written aside, proved by reopening with plain transformers, with its provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers import __version__ as transformers_version
+
+from vlmkit import __version__
+from vlmkit.errors import CheckpointError
+from vlmkit.model.tensors import TensorReader, tensor_hash
+from vlmkit.processing.processor import Processor
+
+PROVENANCE_FILE = "vlmkit.json"
+SCHEMA = "vlmkit.model/1"
+KEY_LAYOUT = "transformers-5"
+"""Tag of the names in the state dict; another library version may rename them."""
+
+
+def save_hf(
+    *, model: Qwen3VLForConditionalGeneration, processor: Processor, directory: Path, provenance: dict[str, Any]
+) -> Path:
+    """Write model, processor, template, pixel limits and `vlmkit.json`; the directory appears whole or not at all.
+
+    Args:
+        model: What to save; every tensor on this process.
+        processor: Whose pixel limits are in force.
+        directory: Replaced where it exists.
+        provenance: Plain values: where the weights came from and what trained them.
+
+    Raises:
+        CheckpointError: the disk refuses.
+    """
+    aside = directory.with_name(f".{directory.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        model.save_pretrained(aside)
+        processor.save(aside)
+        _drop_runtime_settings(aside / "config.json")
+        text = json.dumps(describe(model, processor, provenance), indent=1, default=str)
+        (aside / PROVENANCE_FILE).write_text(text + "\n")
+        if directory.exists():
+            shutil.rmtree(directory)
+        aside.rename(directory)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(f"{directory}: could not be written ({error}).") from error
+    return directory
+
+
+def describe(model: Qwen3VLForConditionalGeneration, processor: Processor, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The content of `vlmkit.json`."""
+    return {
+        "schema": SCHEMA,
+        "key_layout": KEY_LAYOUT,
+        "provenance": provenance,
+        "tensors": {name: tensor_hash(tensor) for name, tensor in _saved_tensors(model).items()},
+        "processor": processor.fingerprint,
+        "template": hashlib.sha256(processor.hf.chat_template.encode()).hexdigest(),
+        "pixel_limits": processor.limits(),
+        "versions": {"vlmkit": __version__, "transformers": transformers_version, "torch": torch.__version__},
+    }
+
+
+def read_provenance(directory: Path) -> dict[str, Any] | None:
+    """Content of `vlmkit.json`; None where the directory is not ours.
+
+    Raises:
+        CheckpointError: another version wrote it.
+    """
+    path = directory / PROVENANCE_FILE
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text())
+    if content.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path}: its schema is {content.get('schema')!r}, this version reads {SCHEMA!r}.")
+    return content
+
+
+def prove_export(directory: Path, *, model: Qwen3VLForConditionalGeneration, processor: Processor) -> None:
+    """Reopen the directory with plain transformers and compare: names, hashes, logits, greedy text.
+
+    Args:
+        directory: As written by `save_hf`.
+        model: What was saved.
+        processor: What was saved with it.
+
+    Raises:
+        CheckpointError: names the first difference.
+    """
+    live = _saved_tensors(model)
+    reader = TensorReader(directory)
+    if unequal := sorted(set(live) ^ set(reader.names)):
+        raise CheckpointError(f"{directory}: {len(unequal)} tensors are in the file or in the model only (first: {unequal[0]}).")
+    for name, tensor in live.items():
+        if tensor_hash(reader.read(name)) != tensor_hash(tensor):
+            raise CheckpointError(f"{directory}: tensor {name} in the file differs from the model's.")
+    reopened = AutoModelForImageTextToText.from_pretrained(directory, dtype=model.dtype, trust_remote_code=False).eval()
+    reprocessor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for number, inputs in enumerate(_probes(reprocessor)):
+            _compare(directory, number, reopened, model, {key: value.to(model.device) for key, value in inputs.items()})
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    limits = Processor(reprocessor, positions_per_side=processor.geometry.positions_per_side).limits()
+    if limits != processor.limits():
+        raise CheckpointError(f"{directory}: its pixel limits read back as {limits}, saved were {processor.limits()}.")
+
+
+def weights_hash(directory: Path) -> str:
+    """SHA-256 over the names and bytes of all tensors of a directory: other weights at the same path are noticed."""
+    reader = TensorReader(directory)
+    digest = hashlib.sha256()
+    for name in reader.names:
+        digest.update(f"{name}:{tensor_hash(reader.read(name))}\n".encode())
+    return digest.hexdigest()
+
+
+def _compare(directory: Path, number: int, reopened: Any, model: Any, inputs: dict[str, Tensor]) -> None:
+    reopened.to(model.device)
+    with torch.no_grad():
+        theirs, ours = (one(**inputs, use_cache=False).logits for one in (reopened, model))
+        tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.1
+        if (worst := float((theirs - ours).abs().max())) > tolerance * max(1.0, float(theirs.abs().max())):
+            raise CheckpointError(f"{directory}: logits differ by {worst:g} from the model's on probe {number}.")
+        texts = [
+            one.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :].tolist()
+            for one in (reopened, model)
+        ]
+    if texts[0] != texts[1] and tolerance < 0.1:
+        raise CheckpointError(f"{directory}: greedy tokens {texts[0]} differ from the model's {texts[1]} on probe {number}.")
+
+
+def _probes(processor: Any) -> list[dict[str, Tensor]]:
+    """A text and an image, encoded by the reopened processor itself."""
+    from PIL import Image
+
+    image = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+    told = [[{"type": "text", "text": "What is 2 + 3?"}], [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]]
+    return [
+        dict(
+            processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        )
+        for content in told
+    ]
+
+
+def _saved_tensors(model: Qwen3VLForConditionalGeneration) -> dict[str, Tensor]:
+    """What `save_pretrained` writes: a tied head is not written twice."""
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    return state
+
+
+def _drop_runtime_settings(path: Path) -> None:
+    """Attention implementations are a matter of the machine, not of the model."""
+    config = json.loads(path.read_text())
+    for section in (config, config["text_config"], config["vision_config"]):
+        for name in [name for name in section if "attn_implementation" in name]:
+            del section[name]
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
