@@ -79,6 +79,8 @@ INITIALIZER_RANGE = 0.04
 """Standard deviation of the weights. Twice transformers' default: so small a model learns much better from it."""
 PATCH_EMBEDDING_GAIN = 2.0
 """The patch embedding is drawn wider still, by this factor."""
+POSITION_EMBEDDING_GAIN = 25.0
+"""So are the learned positions of the vision encoder: beside a white patch they would not be seen otherwise."""
 MIN_PIXELS = 32 * 32
 MAX_PIXELS = 32 * 32 * 1280
 TEMPLATE_ROPE_BASE = 5e6
@@ -240,6 +242,7 @@ def make_vision_language_model(tokenizer: Qwen2Tokenizer) -> Qwen3VLForCondition
         model = Qwen3VLForConditionalGeneration(config)
     with torch.no_grad():
         model.model.visual.patch_embed.proj.weight.mul_(PATCH_EMBEDDING_GAIN)
+        model.model.visual.pos_embed.weight.mul_(POSITION_EMBEDDING_GAIN)
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmkit.demo.shapes import COLORS, KINDS, MAX_SHAPES, PLACES, QUESTIONS
+from vlmkit.demo.shapes import COLORS, KINDS, SHAPES_SHARES, PLACES, QUESTIONS
 
 PROSE = (
     "The morning train was late again, so we walked along the river and talked about the work that was still to do.",
@@ -41,6 +41,6 @@ PROSE = (
 
 def corpus() -> list[str]:
     """Lines of text, the same ones in the same order each time; what is asked in the demo occurs most often."""
-    answers = [*COLORS, *KINDS, *PLACES, *(str(number) for number in range(1, MAX_SHAPES + 1))]
+    answers = [*COLORS, *KINDS, *PLACES, *map(str, SHAPES_SHARES)]
     roles = ["system\n", "user\n", "assistant\n"]
     return [*PROSE, *(10 * [*QUESTIONS.values(), *answers, *(f" {answer}" for answer in answers), *roles])]

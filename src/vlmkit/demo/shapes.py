@@ -38,7 +38,8 @@ QUESTIONS = {
     "place": "Where is the shape?",
 }
 """The question of each category. None tells the number of shapes, but the place is asked of a single shape only."""
-MAX_SHAPES = 4
+SHAPES_SHARES = {1: 0.4, 2: 0.2, 3: 0.2, 4: 0.2}
+"""How often each number of shapes is drawn: more often one, since only then there is a place to ask for."""
 _RADII = range(10, 15)
 _SUPERSAMPLING = 2
 
@@ -141,7 +142,7 @@ def train_scenes(seed: int, *, num_train: int, num_held_out: int) -> list[Scene]
     rng = random.Random(f"train {seed}")
     scenes: list[Scene] = []
     while len(scenes) < num_train:
-        scene = _draw_scene(rng, rng.randint(1, MAX_SHAPES))
+        scene = _draw_scene(rng, _draw_number(rng))
         if scene not in unseen:
             scenes.append(scene)
             unseen.add(scene)  # no image twice either
@@ -154,7 +155,7 @@ def held_out_scenes(seed: int, *, num_held_out: int) -> list[Scene]:
     scenes: dict[Scene, None] = {}
     while len(scenes) < num_held_out:
         single = _category(len(scenes)) == "place"
-        scenes.setdefault(_draw_scene(rng, 1 if single else rng.randint(1, MAX_SHAPES)))
+        scenes.setdefault(_draw_scene(rng, 1 if single else _draw_number(rng)))
     return list(scenes)
 
 
@@ -255,6 +256,10 @@ def _draw_scene(rng: random.Random, num_shapes: int) -> Scene:
         spots=tuple(_draw_spot(rng, cell) for cell in sorted(cells)),
         background=rng.randint(225, 255),
     )
+
+
+def _draw_number(rng: random.Random) -> int:
+    return rng.choices(list(SHAPES_SHARES), weights=list(SHAPES_SHARES.values()))[0]
 
 
 def _draw_spot(rng: random.Random, cell: int) -> Spot:

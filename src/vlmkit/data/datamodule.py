@@ -1,0 +1,271 @@
+"""Manifests to loaders: wiring only. Counting, planning, dealing and encoding are done elsewhere in this room."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from vlmkit.data.dataset import PackDataset, PlanLoader, SlotSampler
+from vlmkit.data.dealing import Steps, deal
+from vlmkit.data.index import OK, Index
+from vlmkit.data.indexing import build_index
+from vlmkit.data.manifest import resolve_sources
+from vlmkit.data.packing import Budget
+from vlmkit.data.plan import Order, Plan, PlanRows, make_plan
+from vlmkit.errors import ConfigError, DataError
+from vlmkit.processing.encode import Pixels
+from vlmkit.processing.media import PixelBudget
+from vlmkit.processing.processor import Processor
+
+MAX_FAULTS_SHOWN = 5
+
+
+class PackedDataModule(L.LightningDataModule):
+    """Counts, plans and loads the rows of one or more manifests.
+
+    Args:
+        name: What reports call this data.
+        sources: Manifests: paths, or mappings with `path` and, as wanted, `root`, `weight`, `name`.
+        root: Directory that media paths are relative to; None: each manifest's own.
+        allow_absolute_paths: Whether rows may name media outside the root.
+        limit: Only the first so many rows, of all sources together and in their order.
+        image_min_pixels, image_max_pixels, video_min_pixels, video_max_pixels, video_fps, video_max_frames: See
+            `PixelBudget`.
+        max_tokens: Longest row; media tokens are never cut.
+        overlong: What happens to a longer one: `error` or `drop`.
+        on_bad_row: `error`, or `skip` (counted in `report.json`).
+        batch_size: Rows in a pack; or
+        tokens_per_batch: Most tokens in a pack, and
+        patches_per_batch: Most vision patches in it.
+        order: `shuffled`, `grouped` or `sequential`.
+        heaviest_first: The heaviest pack goes first, so that memory fails at once or never.
+        pixels: `uint8` or `float32`; see `encode_example`.
+        num_workers: Processes that load; 0 loads in the main one.
+        cache_dir: Where the index is kept.
+        seed: Of the order of rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str | None,
+        sources: Sequence[str | Path | Mapping[str, object]],
+        root: str | Path | None,
+        allow_absolute_paths: bool,
+        limit: int | None,
+        image_min_pixels: int | None,
+        image_max_pixels: int | None,
+        video_min_pixels: int | None,
+        video_max_pixels: int | None,
+        video_fps: float | None,
+        video_max_frames: int | None,
+        max_tokens: int | None,
+        overlong: str,
+        on_bad_row: str,
+        batch_size: int | None,
+        tokens_per_batch: int | None,
+        patches_per_batch: int | None,
+        order: Order,
+        heaviest_first: bool,
+        pixels: Pixels,
+        num_workers: int,
+        cache_dir: str | Path,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        _check_choice("overlong", overlong, ("error", "drop"))
+        _check_choice("on_bad_row", on_bad_row, ("error", "skip"))
+        _check_choice("order", order, ("shuffled", "grouped", "sequential"))
+        _check_choice("pixels", pixels, ("uint8", "float32"))
+        if not sources:
+            raise ValueError("data.sources is empty: name at least one manifest, data.sources=[my.json]")
+        self.sources = resolve_sources(sources, root=root)
+        self.name = name or "+".join(source.name for source in self.sources)
+        self.allow_absolute_paths = allow_absolute_paths
+        self.limit = limit
+        self.budget = PixelBudget(
+            image_min_pixels=image_min_pixels,
+            image_max_pixels=image_max_pixels,
+            video_min_pixels=video_min_pixels,
+            video_max_pixels=video_max_pixels,
+            video_fps=video_fps,
+            video_max_frames=video_max_frames,
+        )
+        self.max_tokens = max_tokens
+        self.overlong = overlong
+        self.on_bad_row = on_bad_row
+        self.pack_budget = Budget(
+            rows=None if tokens_per_batch else batch_size, tokens=tokens_per_batch, patches=patches_per_batch
+        )
+        self.order: Order = order
+        self.heaviest_first = heaviest_first
+        self.pixels: Pixels = pixels
+        self.num_workers = num_workers
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.seed = seed
+        self.start_pack = 0
+        self.start_step = 0
+
+    def prepare(
+        self,
+        *,
+        processor: Processor,
+        num_epochs: int | None,
+        max_packs: int | None,
+        require_media: bool,
+    ) -> None:
+        """Count the rows and plan the packs, before anything is trained.
+
+        Args:
+            processor: What rows are encoded with; its pixel limits are this data's.
+            num_epochs: Passes over the data; None: as many as `max_packs` asks for.
+            max_packs: Most packs.
+            require_media: Leave text-only rows out (they train nothing where only the merger learns), counted.
+
+        Raises:
+            DataError: a bad or over-long row where that is an error, or no row is left.
+        """
+        self.processor = processor
+        self.index: Index = build_index(
+            self.sources,
+            processor,
+            cache_dir=self.cache_dir,
+            limit=self.limit,
+            allow_absolute_paths=self.allow_absolute_paths,
+            num_processes=0,
+        )
+        self._judge(require_media)
+        chosen = np.flatnonzero(self.verdict == "trained")
+        if not len(chosen):
+            raise DataError(
+                f"data: none of the {len(self.index)} rows can be trained on ({self._told_counts()}). Check data.sources, "
+                "data.root and data.max_tokens.",
+                reason="no_rows",
+            )
+        index = self.index
+        rows = PlanRows(
+            row=chosen.astype(np.int64),
+            source=index.source[chosen].astype(np.int64),
+            num_tokens=index.num_tokens[chosen].astype(np.int64),
+            num_supervised_tokens=index.num_supervised_tokens[chosen].astype(np.int64),
+            num_patches=index.num_patches[chosen].astype(np.int64),
+        )
+        try:
+            self.plan: Plan = make_plan(
+                rows,
+                budget=self.pack_budget,
+                seed=self.seed,
+                num_epochs=num_epochs,
+                max_packs=max_packs,
+                order=self.order,
+                heaviest_first=self.heaviest_first,
+                weights=[source.weight for source in self.sources],
+                contents=[index.key],
+            )
+        except ValueError as error:
+            raise ConfigError(f"data: {error}. Raise data.tokens_per_batch or data.patches_per_batch.") from error
+
+    def steps(self, num_ranks: int, accumulate: int) -> Steps:
+        """The packs that are left, dealt to so many ranks and micro-batches."""
+        return deal(self.plan, num_ranks=num_ranks, accumulate=accumulate, start_pack=self.start_pack)
+
+    def num_steps(self, num_ranks: int, accumulate: int) -> int:
+        """Optimiser steps of the whole run, those that are done included."""
+        return self.start_step + len(self.steps(num_ranks, accumulate))
+
+    def train_dataloader(self) -> PlanLoader:
+        """This rank's part of the plan."""
+        assert self.trainer is not None
+        accumulate = self.trainer.accumulate_grad_batches
+        slots = self.steps(self.trainer.world_size, accumulate).slots(self.trainer.global_rank)
+        return PlanLoader(
+            PackDataset(index=self.index, processor=self.processor, pixels=self.pixels),
+            sampler=SlotSampler(slots, num_done=self.start_step * accumulate),
+            batch_size=None,
+            num_workers=self.num_workers,
+            worker_init_fn=_one_thread if self.num_workers else None,
+            multiprocessing_context="forkserver" if self.num_workers else None,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def accounting(self) -> dict[str, Any]:
+        """For `report.json`: what became of every row, by source and reason, with the first of each.
+
+        `read = trained + skipped + masked + overlong` holds by construction.
+        """
+        by_source: dict[str, Any] = {}
+        for number, source in enumerate(self.sources):
+            verdicts = self.verdict[self.index.source == number]
+            counts = Counter(verdicts.tolist())
+            skipped = {reason: count for reason, count in counts.items() if reason not in ("trained", "overlong")}
+            by_source[source.name] = {
+                "path": str(source.path),
+                "read": len(verdicts),
+                "trained": counts["trained"],
+                "skipped": sum(skipped.values()),
+                "masked": 0,
+                "overlong": counts["overlong"],
+                "skipped_by_reason": skipped,
+            }
+        first = {
+            fault.reason: {"where": str(self.index.origin(fault.row)), "finding": fault.finding}
+            for fault in reversed(self.index.faults)
+        }
+        for reason in ("overlong", "text_only", "not_supervised"):
+            if len(found := np.flatnonzero(self.verdict == reason)):
+                first[reason] = {"where": str(self.index.origin(int(found[0]))), "finding": self._finding(int(found[0]), reason)}
+        return {"sources": by_source, "first_of_each": first}
+
+    def _judge(self, require_media: bool) -> None:
+        """Say of every row what becomes of it: `trained`, `overlong`, or the reason why it is skipped."""
+        index = self.index
+        reasons = np.array(["trained", *index.reasons], dtype=object)
+        self.verdict = reasons[index.verdict]
+        usable = index.verdict == OK
+        self.verdict[usable & (index.num_supervised_tokens == 0)] = "not_supervised"
+        if require_media:
+            self.verdict[(self.verdict == "trained") & (index.num_media == 0)] = "text_only"
+        if self.max_tokens is not None:
+            self.verdict[(self.verdict == "trained") & (index.num_tokens > self.max_tokens)] = "overlong"
+        bad = ~np.isin(self.verdict, ["trained", "overlong", "text_only"])
+        if bad.any() and self.on_bad_row == "error":
+            self._refuse(np.flatnonzero(bad), "data.on_bad_row=skip trains on the others and counts these.")
+        overlong = np.flatnonzero(self.verdict == "overlong")
+        if len(overlong) and self.overlong == "error":
+            self._refuse(overlong, "Raise data.max_tokens, lower data.image_max_pixels, or set data.overlong=drop, which counts them.")
+
+    def _refuse(self, rows: Any, remedy: str) -> None:
+        told = [f"{self.index.origin(int(row))}: {self._finding(int(row), self.verdict[row])}" for row in rows[:MAX_FAULTS_SHOWN]]
+        more = f"\n... and {len(rows) - len(told)} more" if len(rows) > len(told) else ""
+        listed = "\n".join(told)
+        raise DataError(f"{listed}{more}\n{len(rows)} of {len(self.index)} rows cannot be used. {remedy}", reason="bad_rows")
+
+    def _finding(self, row: int, reason: str) -> str:
+        if reason == "overlong":
+            return f"{self.index.num_tokens[row]} tokens, more than data.max_tokens={self.max_tokens}."
+        if reason == "text_only":
+            return "no image or video, so it trains nothing where only the merger learns."
+        if reason == "not_supervised":
+            return "no supervised token: the assistant says nothing."
+        found = next((fault.finding for fault in self.index.faults if fault.row == row), None)
+        return found or f"{reason}."
+
+    def _told_counts(self) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in Counter(self.verdict.tolist()).most_common())
+
+
+def _one_thread(_: int) -> None:
+    """Workers share the cores with training: one thread each."""
+    torch.set_num_threads(1)
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"data.{name} must be one of {', '.join(known)}, got {value!r}")
