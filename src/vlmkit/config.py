@@ -7,6 +7,7 @@ imports torch, so `--help` and `--cfg job` answer at once.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import sys
@@ -181,3 +182,56 @@ def _flatten(node: object, prefix: str = "") -> list[str]:
 def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def choices() -> dict[str, str]:
+    """Which file of each config group this run was composed from."""
+    return {group: name for group, name in HydraConfig.get().runtime.choices.items() if "/" not in group and name}
+
+
+def chosen_by_user(group: str) -> bool:
+    """Whether the command line names an option of a group, as in `data=llava`."""
+    return any(override.split("=")[0].lstrip("+") == group for override in task_overrides())
+
+
+def taken_over(config_name: str, saved: DictConfig, groups: Iterable[str]) -> DictConfig:
+    """This command's config with whole groups taken over from a saved run, unless the command line says otherwise.
+
+    A group the user chose by name stays the user's. Of the others, single settings on the command line still win, and
+    the rest of the config is composed as it would be with the saved run's options.
+
+    Args:
+        config_name: Primary config of the command.
+        saved: The saved run's config, as `save_config` wrote it.
+        groups: Names of the groups to take over.
+    """
+    kept = [group for group in groups if not chosen_by_user(group)]
+    options = [f"{group}={saved.choices[group]}" for group in kept]
+    own = [override for override in task_overrides() if override.split("=")[0].split(".")[0].lstrip("+~") not in kept]
+    config = hydra.compose(config_name, overrides=[*options, *own])
+    for group in kept:
+        config[group] = saved[group]
+    changed = [override for override in task_overrides() if override.split(".")[0] in kept and "=" in override]
+    return OmegaConf.merge(config, OmegaConf.from_dotlist(changed))  # type: ignore[return-value]
+
+
+def save_config(config: DictConfig, run_dir: Path) -> None:
+    """Write the resolved config as `config.yaml` and `config.json`, with the options it was composed from."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    plain = {**OmegaConf.to_container(config, resolve=True), "choices": choices(), "overrides": task_overrides()}  # type: ignore[dict-item]
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
+    (run_dir / "config.json").write_text(json.dumps(plain, indent=1) + "\n")
+
+
+def read_config(run_dir: Path) -> DictConfig:
+    """The config that `save_config` wrote.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir}: no config.yaml, so it is not a run directory.")
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    return config

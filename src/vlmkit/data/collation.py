@@ -58,9 +58,12 @@ def pack_samples(samples: Sequence[Sample], processor: Processor, info: PackInfo
         raise ValueError("the first token of a sample is supervised, and nothing stands before it")
     supervised = (labels != IGNORE_INDEX).nonzero()[:, 0]
     stills, videos, grids, is_video = (
-        torch.cat([sample[key] for sample in samples]) for key in ("still_patches", "video_patches", "grid_thw", "is_video")
+        torch.cat([sample[key] for sample in samples])
+        for key in ("still_patches", "video_patches", "grid_thw", "is_video")
     )
-    images, frames = ((input_ids == token).nonzero()[:, 0] for token in (processor.image_token_id, processor.video_token_id))
+    images, frames = (
+        (input_ids == token).nonzero()[:, 0] for token in (processor.image_token_id, processor.video_token_id)
+    )
     grids = torch.cat([grids[~is_video], grids[is_video]])  # stills first, as their patches are embedded first
     visual_positions = torch.cat([images, frames])
     _check_counts(grids, len(visual_positions), len(stills) + len(videos), geometry)

@@ -220,7 +220,10 @@ class PackedDataModule(L.LightningDataModule):
         }
         for reason in ("overlong", "text_only", "not_supervised"):
             if len(found := np.flatnonzero(self.verdict == reason)):
-                first[reason] = {"where": str(self.index.origin(int(found[0]))), "finding": self._finding(int(found[0]), reason)}
+                first[reason] = {
+                    "where": str(self.index.origin(int(found[0]))),
+                    "finding": self._finding(int(found[0]), reason),
+                }
         return {"sources": by_source, "first_of_each": first}
 
     def _judge(self, require_media: bool) -> None:
@@ -239,13 +242,21 @@ class PackedDataModule(L.LightningDataModule):
             self._refuse(np.flatnonzero(bad), "data.on_bad_row=skip trains on the others and counts these.")
         overlong = np.flatnonzero(self.verdict == "overlong")
         if len(overlong) and self.overlong == "error":
-            self._refuse(overlong, "Raise data.max_tokens, lower data.image_max_pixels, or set data.overlong=drop, which counts them.")
+            self._refuse(
+                overlong,
+                "Raise data.max_tokens, lower data.image_max_pixels, or set data.overlong=drop, which counts them.",
+            )
 
     def _refuse(self, rows: Any, remedy: str) -> None:
-        told = [f"{self.index.origin(int(row))}: {self._finding(int(row), self.verdict[row])}" for row in rows[:MAX_FAULTS_SHOWN]]
+        told = [
+            f"{self.index.origin(int(row))}: {self._finding(int(row), self.verdict[row])}"
+            for row in rows[:MAX_FAULTS_SHOWN]
+        ]
         more = f"\n... and {len(rows) - len(told)} more" if len(rows) > len(told) else ""
         listed = "\n".join(told)
-        raise DataError(f"{listed}{more}\n{len(rows)} of {len(self.index)} rows cannot be used. {remedy}", reason="bad_rows")
+        raise DataError(
+            f"{listed}{more}\n{len(rows)} of {len(self.index)} rows cannot be used. {remedy}", reason="bad_rows"
+        )
 
     def _finding(self, row: int, reason: str) -> str:
         if reason == "overlong":

@@ -44,4 +44,12 @@ def shapes_datamodule(**settings: Any) -> PackedDataModule:
     )
 
 
-__all__ = ["Shapes", "TinyPaths", "shapes", "shapes_datamodule", "text_only_guesser", "tiny_assembly", "tiny_checkpoints"]
+__all__ = [
+    "Shapes",
+    "TinyPaths",
+    "shapes",
+    "shapes_datamodule",
+    "text_only_guesser",
+    "tiny_assembly",
+    "tiny_checkpoints",
+]

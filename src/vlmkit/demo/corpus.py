@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmkit.demo.shapes import COLORS, KINDS, SHAPES_SHARES, PLACES, QUESTIONS
+from vlmkit.demo.shapes import COLORS, KINDS, PLACES, QUESTIONS, SHAPES_SHARES
 
 PROSE = (
     "The morning train was late again, so we walked along the river and talked about the work that was still to do.",

@@ -103,9 +103,7 @@ class Shapes:
     held_out: Path
 
 
-def shapes(
-    cache_dir: Path | None = None, *, seed: int = 0, num_train: int = 4000, num_held_out: int = 240
-) -> Shapes:
+def shapes(cache_dir: Path | None = None, *, seed: int = 0, num_train: int = 4000, num_held_out: int = 240) -> Shapes:
     """Draw the training and held-out images once, and give their paths.
 
     The held-out questions depend on `seed` and their own number only; each has an image of its own, which occurs

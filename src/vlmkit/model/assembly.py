@@ -97,7 +97,10 @@ class Assembly:
             AssemblyError: the parts do not fit, or a tensor is missing or has another shape.
             CheckpointError: files are missing or damaged.
         """
-        places = {part: resolve(getattr(self, part), key=f"model.{part}") for part in ("template", "vision_encoder", "language_model")}
+        places = {
+            part: resolve(getattr(self, part), key=f"model.{part}")
+            for part in ("template", "vision_encoder", "language_model")
+        }
         config, fields = self._merged(places)
         with torch.device("meta"):
             model = Qwen3VLForConditionalGeneration(config)
@@ -108,9 +111,17 @@ class Assembly:
         model.eval()
         _take_generation_config(model, places["template"])
         report = AssemblyReport(
-            sources={part: getattr(self, part) for part in places}, fields=fields, tensors=tensors, unused=_unused(readers)
+            sources={part: getattr(self, part) for part in places},
+            fields=fields,
+            tensors=tensors,
+            unused=_unused(readers),
         )
-        provenance = {"sources": report.sources, "merger_init": self.merger_init, "seed": self.seed, "dtype": str(dtype)}
+        provenance = {
+            "sources": report.sources,
+            "merger_init": self.merger_init,
+            "seed": self.seed,
+            "dtype": str(dtype),
+        }
         return VLM(model=model, processor_source=self.processor_source, report=report, provenance=provenance)
 
     def prove(self, vlm: VLM) -> None:
@@ -138,11 +149,15 @@ class Assembly:
         template = _read_config(places["template"]).to_dict()
         vision_source, language_source = _read_config(places["vision_encoder"]), _read_config(places["language_model"])
         if not hasattr(vision_source, "vision_config"):
-            raise AssemblyError(f"model.vision_encoder: {self.vision_encoder} is a {vision_source.model_type}, which has no vision encoder.")
+            raise AssemblyError(
+                f"model.vision_encoder: {self.vision_encoder} is a {vision_source.model_type}, which has no vision encoder."
+            )
         tied = bool(language_source.tie_word_embeddings)
         language = getattr(language_source, "text_config", language_source).to_dict()
         if "text_config" not in template:
-            raise AssemblyError(f"model.template: {self.template} is a {template.get('model_type')}, not a vision-language model.")
+            raise AssemblyError(
+                f"model.template: {self.template} is a {template.get('model_type')}, not a vision-language model."
+            )
         merged, fields = merge_configs(template, vision_source.vision_config.to_dict(), language, tied=tied)
         if places["language_model"] != places["template"]:
             self._check_tokenizers(places["language_model"], rows=language["vocab_size"])
@@ -164,13 +179,17 @@ class Assembly:
         reader = readers[part]
         there = _name_in(reader, name)
         if there is None:
-            raise AssemblyError(f"model.{part}: {getattr(self, part)} has no tensor for {name}. It is not the model its config describes.")
+            raise AssemblyError(
+                f"model.{part}: {getattr(self, part)} has no tensor for {name}. It is not the model its config describes."
+            )
         fits = reader.shape(there) == shape
         origin: Literal["copied", "cropped", "extended", "new"] = "copied"
         if fits:
             tensor = reader.read(there)
         elif not _is_merger_output(name) or reader.shape(there)[1:] != shape[1:]:
-            raise AssemblyError(f"model.{part}: tensor {there} has shape {reader.shape(there)}, the model needs {shape}.")
+            raise AssemblyError(
+                f"model.{part}: tensor {there} has shape {reader.shape(there)}, the model needs {shape}."
+            )
         elif self.merger_init == "random":
             tensor, origin = self._drawn(name, shape), "new"
         else:
@@ -286,7 +305,12 @@ class WholeCheckpoint:
         restore_rotary_buffers(model)
         model.eval()
         _take_generation_config(model, place)
-        return VLM(model=model, processor_source=self.processor_source, report=None, provenance={"sources": {"path": self.path}, "dtype": str(dtype)})
+        return VLM(
+            model=model,
+            processor_source=self.processor_source,
+            report=None,
+            provenance={"sources": {"path": self.path}, "dtype": str(dtype)},
+        )
 
 
 def resolve(source: str, *, key: str) -> Path:
@@ -298,7 +322,9 @@ def resolve(source: str, *, key: str) -> Path:
     if (path := Path(source).expanduser()).is_dir():
         return path.resolve()
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise CheckpointError(f"{key}: {source!r} is no directory. Check the path, or give a hub id like Qwen/Qwen3-0.6B.")
+        raise CheckpointError(
+            f"{key}: {source!r} is no directory. Check the path, or give a hub id like Qwen/Qwen3-0.6B."
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -321,7 +347,9 @@ def _read_config(place: Path) -> Any:
 def _wanted(model: nn.Module) -> list[str]:
     """Names of the parameters to fill; a tied head is filled by its embeddings."""
     tied = bool(cast(Any, model).config.tie_word_embeddings)
-    return [name for name, _ in model.named_parameters(remove_duplicate=False) if not (tied and name == "lm_head.weight")]
+    return [
+        name for name, _ in model.named_parameters(remove_duplicate=False) if not (tied and name == "lm_head.weight")
+    ]
 
 
 def _name_in(reader: TensorReader, name: str) -> str | None:

@@ -56,7 +56,9 @@ def save_hf(
     return directory
 
 
-def describe(model: Qwen3VLForConditionalGeneration, processor: Processor, provenance: dict[str, Any]) -> dict[str, Any]:
+def describe(
+    model: Qwen3VLForConditionalGeneration, processor: Processor, provenance: dict[str, Any]
+) -> dict[str, Any]:
     """The content of `vlmkit.json`."""
     return {
         "schema": SCHEMA,
@@ -99,7 +101,9 @@ def prove_export(directory: Path, *, model: Qwen3VLForConditionalGeneration, pro
     live = _saved_tensors(model)
     reader = TensorReader(directory)
     if unequal := sorted(set(live) ^ set(reader.names)):
-        raise CheckpointError(f"{directory}: {len(unequal)} tensors are in the file or in the model only (first: {unequal[0]}).")
+        raise CheckpointError(
+            f"{directory}: {len(unequal)} tensors are in the file or in the model only (first: {unequal[0]})."
+        )
     for name, tensor in live.items():
         if tensor_hash(reader.read(name)) != tensor_hash(tensor):
             raise CheckpointError(f"{directory}: tensor {name} in the file differs from the model's.")
@@ -139,7 +143,9 @@ def _compare(directory: Path, number: int, reopened: Any, model: Any, inputs: di
             for one in (reopened, model)
         ]
     if texts[0] != texts[1] and tolerance < 0.1:
-        raise CheckpointError(f"{directory}: greedy tokens {texts[0]} differ from the model's {texts[1]} on probe {number}.")
+        raise CheckpointError(
+            f"{directory}: greedy tokens {texts[0]} differ from the model's {texts[1]} on probe {number}."
+        )
 
 
 def _probes(processor: Any) -> list[dict[str, Tensor]]:
@@ -147,7 +153,10 @@ def _probes(processor: Any) -> list[dict[str, Tensor]]:
     from PIL import Image
 
     image = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
-    told = [[{"type": "text", "text": "What is 2 + 3?"}], [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]]
+    told = [
+        [{"type": "text", "text": "What is 2 + 3?"}],
+        [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}],
+    ]
     return [
         dict(
             processor.apply_chat_template(
@@ -177,4 +186,3 @@ def _drop_runtime_settings(path: Path) -> None:
         for name in [name for name in section if "attn_implementation" in name]:
             del section[name]
     path.write_text(json.dumps(config, indent=2) + "\n")
-

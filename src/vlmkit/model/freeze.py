@@ -37,7 +37,9 @@ class FreezePolicy:
             KeyError: a parameter belongs to no part.
         """
         if all(self.is_frozen(part) for part in PARTS):
-            raise ConfigError("freeze: all three parts are frozen, so nothing would be trained. Choose another freeze=.")
+            raise ConfigError(
+                "freeze: all three parts are frozen, so nothing would be trained. Choose another freeze=."
+            )
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not self.is_frozen(part_of(name)))
 
@@ -56,4 +58,6 @@ class FreezePolicy:
             model.model.visual.merger.train()
             model.model.visual.deepstack_merger_list.train()
         if self.language_model and (dropout := model.config.text_config.attention_dropout):
-            raise ConfigError(f"freeze.language_model: the language model has attention_dropout={dropout}; a frozen one must have 0.")
+            raise ConfigError(
+                f"freeze.language_model: the language model has attention_dropout={dropout}; a frozen one must have 0."
+            )

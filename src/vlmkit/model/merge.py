@@ -35,7 +35,9 @@ _NOT_SETTINGS = ("_name_or_path", "transformers_version")
 """What a config says about its file rather than about the model."""
 
 
-def merge_configs(template: Config, vision: Config, language: Config, *, tied: bool) -> tuple[Config, list[FieldOrigin]]:
+def merge_configs(
+    template: Config, vision: Config, language: Config, *, tied: bool
+) -> tuple[Config, list[FieldOrigin]]:
     """Make the config of the assembled model, with the source of every field.
 
     Args:
@@ -69,14 +71,23 @@ def merge_configs(template: Config, vision: Config, language: Config, *, tied: b
         put(text, "text_config.", "layer_types", language["layer_types"], "language_model")
     rope = dict(text["rope_parameters"])
     for name in ("rope_theta", "rope_type"):
-        put(rope, "text_config.rope_parameters.", name, language["rope_parameters"][name], "language_model", "trained with it")
+        put(
+            rope,
+            "text_config.rope_parameters.",
+            name,
+            language["rope_parameters"][name],
+            "language_model",
+            "trained with it",
+        )
     text["rope_parameters"] = rope
     width = language["hidden_size"]
     put(merged["vision_config"], "vision_config.", "out_hidden_size", width, "vlmkit", "the language model's width")
     for section, prefix in ((merged, ""), (text, "text_config.")):
         put(section, prefix, "tie_word_embeddings", tied, "language_model", "decided by the language model")
     fields = [
-        FieldOrigin(name=name, value=value, source=source.get(name, ("template", ""))[0], why=source.get(name, ("", ""))[1])
+        FieldOrigin(
+            name=name, value=value, source=source.get(name, ("template", ""))[0], why=source.get(name, ("", ""))[1]
+        )
         for name, value in _leaves(merged)
     ]
     return merged, fields
@@ -89,14 +100,18 @@ def check_fit(template: Config, vision: Config, language: Config) -> None:
         AssemblyError: family, rotary positions, head size or number of layers; the message says which.
     """
     if (family := template.get("model_type")) not in TEMPLATE_FAMILIES:
-        raise AssemblyError(f"model.template: family {family!r} is not supported. Supported: {', '.join(TEMPLATE_FAMILIES)}.")
+        raise AssemblyError(
+            f"model.template: family {family!r} is not supported. Supported: {', '.join(TEMPLATE_FAMILIES)}."
+        )
     if (family := language.get("model_type")) not in LANGUAGE_FAMILIES:
         raise AssemblyError(
             f"model.language_model: family {family!r} does not fit a {template['model_type']} template, whose language model "
             f"is a Qwen3. Supported: {', '.join(LANGUAGE_FAMILIES)}."
         )
     if (wanted := template["vision_config"].get("model_type")) != vision.get("model_type"):
-        raise AssemblyError(f"model.vision_encoder: its family is {vision.get('model_type')!r}, the template's {wanted!r}.")
+        raise AssemblyError(
+            f"model.vision_encoder: its family is {vision.get('model_type')!r}, the template's {wanted!r}."
+        )
     rope = language["rope_parameters"]
     if rope.get("rope_type", "default") != "default":
         raise AssemblyError(
@@ -142,9 +157,13 @@ def check_tokenizers(template: Mapping[str, int], language: Mapping[str, int], *
             )
             if tokens
         ]
-        raise AssemblyError(f"model.language_model: its tokenizer is not the template's: {'; '.join(told)}. Choose a pair with one tokenizer.")
+        raise AssemblyError(
+            f"model.language_model: its tokenizer is not the template's: {'; '.join(told)}. Choose a pair with one tokenizer."
+        )
     if max(template.values()) >= rows:
-        raise AssemblyError(f"model.language_model: the tokenizer has ids up to {max(template.values())}, the embeddings {rows} rows.")
+        raise AssemblyError(
+            f"model.language_model: the tokenizer has ids up to {max(template.values())}, the embeddings {rows} rows."
+        )
 
 
 def _leaves(node: Config, prefix: str = "") -> list[tuple[str, Any]]:

@@ -105,7 +105,9 @@ class AssemblyReport:
         lines += [f"  {count:6} {origin}" for origin, count in Counter(t.origin for t in self.tensors).most_common()]
         for tensor in self.tensors:
             if tensor.origin != "copied":
-                lines.append(f"    {tensor.origin:8} {tensor.name} {list(tensor.shape)} from {tensor.source or 'the seed'}")
+                lines.append(
+                    f"    {tensor.origin:8} {tensor.name} {list(tensor.shape)} from {tensor.source or 'the seed'}"
+                )
         for part, counts in self.unused.items():
             told = ", ".join(f"{count} of {prefix}" for prefix, count in counts.items())
             lines.append(f"  not used from {part}: {told}")

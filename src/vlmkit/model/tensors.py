@@ -99,7 +99,9 @@ def _files(directory: Path) -> list[Path]:
         names = ["model.safetensors"]
     paths = [directory / name for name in names]
     if missing := [path.name for path in paths if not path.is_file()]:
-        raise CheckpointError(f"{directory}: lacks {', '.join(missing)}. Weights must be safetensors; download them again or convert them.")
+        raise CheckpointError(
+            f"{directory}: lacks {', '.join(missing)}. Weights must be safetensors; download them again or convert them."
+        )
     return paths
 
 
@@ -115,7 +117,9 @@ def _header(path: Path) -> dict[str, tuple[Path, torch.dtype, list[int], int, in
         if name == "__metadata__":
             continue
         if entry["dtype"] not in _DTYPES:
-            raise CheckpointError(f"{path}: tensor {name} is of type {entry['dtype']}, which is not supported. Use bf16, fp16 or fp32 weights.")
+            raise CheckpointError(
+                f"{path}: tensor {name} is of type {entry['dtype']}, which is not supported. Use bf16, fp16 or fp32 weights."
+            )
         first, last = entry["data_offsets"]
         entries[name] = (path, _DTYPES[entry["dtype"]], entry["shape"], 8 + size + first, last - first)
     return entries

@@ -115,7 +115,12 @@ def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], plan:
 def make_optimizer(groups: list[Group], plan: OptimizerPlan) -> AdamW:
     """AdamW over the groups; fused on CUDA."""
     settings = [
-        {"name": group.name, "params": [p for _, p in group.parameters], "lr": group.lr, "weight_decay": group.weight_decay}
+        {
+            "name": group.name,
+            "params": [p for _, p in group.parameters],
+            "lr": group.lr,
+            "weight_decay": group.weight_decay,
+        }
         for group in groups
     ]
     on_cuda = all(p.device.type == "cuda" for group in groups for _, p in group.parameters)
@@ -157,7 +162,10 @@ def describe_groups(groups: list[Group], frozen: dict[Part, tuple[int, int]]) ->
             rows.append((f"{part} (frozen)", str(tensors), f"{parameters:,}", "-", "-"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        "  ".join(cell.ljust(width) if n == 0 else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if n == 0 else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -71,7 +71,11 @@ def find_checkpoint(resume_from: str, run_dir: Path) -> Path | None:
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The finished checkpoint with the highest step; files still being written have another name."""
-    found = [(int(match[1]), path) for path in (run_dir / "checkpoints").glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
+    found = [
+        (int(match[1]), path)
+        for path in (run_dir / "checkpoints").glob("step-*.ckpt")
+        if (match := _NAME.fullmatch(path.name))
+    ]
     return max(found)[1] if found else None
 
 
@@ -84,10 +88,14 @@ def read_state(path: Path) -> RunState:
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). Resume from an older one.") from error
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). Resume from an older one."
+        ) from error
     state: Mapping[str, Any] = content.get(KEY, {})
     if state.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path}: its state is {state.get('schema')!r}, this version reads {SCHEMA!r}. Train it with the version that wrote it.")
+        raise CheckpointError(
+            f"{path}: its state is {state.get('schema')!r}, this version reads {SCHEMA!r}. Train it with the version that wrote it."
+        )
     return RunState(**{name: state[name] for name in RunState.__dataclass_fields__})
 
 
@@ -108,7 +116,9 @@ def rewrite_loops(checkpoint: dict[str, Any], *, done_batches: int) -> None:
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for scope in ("total", "current"):
-        progress[scope].update(ready=done_batches, started=done_batches, processed=done_batches, completed=done_batches - 1)
+        progress[scope].update(
+            ready=done_batches, started=done_batches, processed=done_batches, completed=done_batches - 1
+        )
     progress["is_last_batch"] = False
 
 

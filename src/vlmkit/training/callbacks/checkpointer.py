@@ -10,7 +10,15 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from vlmkit.errors import CheckpointError
-from vlmkit.training.state import KEY, RunState, checkpoint_name, newest_checkpoint, restore_rng, rewrite_loops, sync_to_disk
+from vlmkit.training.state import (
+    KEY,
+    RunState,
+    checkpoint_name,
+    newest_checkpoint,
+    restore_rng,
+    rewrite_loops,
+    sync_to_disk,
+)
 
 
 class Checkpointer(Callback):
@@ -75,7 +83,9 @@ class Checkpointer(Callback):
         except OSError as error:
             aside.unlink(missing_ok=True)
             left = newest_checkpoint(self.directory.parent)
-            raise CheckpointError(f"{path}: could not be written ({error}). The newest good checkpoint is {left or 'none'}.") from error
+            raise CheckpointError(
+                f"{path}: could not be written ({error}). The newest good checkpoint is {left or 'none'}."
+            ) from error
         trainer.strategy.barrier("checkpoint")
         self.saved_step = self.step
         return path

@@ -39,17 +39,23 @@ class GradientReceipt(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the fingerprints of what must not move."""
         assert isinstance(pl_module, TrainingModule)
-        self.frozen = {name: fingerprint(p) for name, p in pl_module.packed.hf.named_parameters() if not p.requires_grad}
+        self.frozen = {
+            name: fingerprint(p) for name, p in pl_module.packed.hf.named_parameters() if not p.requires_grad
+        }
         self.silent = {name for group in pl_module.groups for name, _ in group.parameters}
         self.seen, self.has_media = 0, False
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         """Forget the step's media once it is over."""
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
         self.has_media = False
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         """Note whether the step holds media."""
         self.has_media = self.has_media or batch["num_media"] > 0
 
@@ -61,13 +67,17 @@ class GradientReceipt(Callback):
         for group in pl_module.groups:
             for name, parameter in group.parameters:
                 if parameter.grad is None:
-                    raise GradientError(f"{name} is trainable and got no gradient. It takes no part in the loss: freeze it.")
+                    raise GradientError(
+                        f"{name} is trainable and got no gradient. It takes no part in the loss: freeze it."
+                    )
                 if name in self.silent and bool(parameter.grad.count_nonzero()):
                     self.silent.discard(name)
         if not self.norms:
             self.norms = {part: float(norm) for part, norm in grad_norms(pl_module.groups).items()}
             if broken := [part for part, norm in self.norms.items() if not torch.isfinite(torch.tensor(norm))]:
-                raise GradientError(f"The gradient of {broken[0]} is not finite in the first step. Lower optim.lr, or check the weights and the data.")
+                raise GradientError(
+                    f"The gradient of {broken[0]} is not finite in the first step. Lower optim.lr, or check the weights and the data."
+                )
         self.seen += self.has_media
         if self.seen >= self.steps_with_media and self.silent:
             first = min(self.silent)
@@ -81,11 +91,17 @@ class GradientReceipt(Callback):
         assert isinstance(pl_module, TrainingModule)
         parameters = dict(pl_module.packed.hf.named_parameters())
         if moved := [name for name, before in self.frozen.items() if fingerprint(parameters[name]) != before]:
-            raise GradientError(f"{len(moved)} frozen tensors moved (first: {moved[0]}). This is a fault of vlmkit: please report it.")
+            raise GradientError(
+                f"{len(moved)} frozen tensors moved (first: {moved[0]}). This is a fault of vlmkit: please report it."
+            )
 
     def report(self) -> dict[str, Any]:
         """For `report.json`: gradient norm of each part in the first step, tensors frozen and unmoved, tensors silent."""
-        return {"first_grad_norm": self.norms, "frozen_tensors_unmoved": len(self.frozen), "zero_gradient_so_far": sorted(self.silent)}
+        return {
+            "first_grad_norm": self.norms,
+            "frozen_tensors_unmoved": len(self.frozen),
+            "zero_gradient_so_far": sorted(self.silent),
+        }
 
 
 def fingerprint(tensor: nn.Parameter | Tensor) -> int:

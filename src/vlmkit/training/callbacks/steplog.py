@@ -64,7 +64,9 @@ class StepLog(Callback):
         self._reset()
         if trainer.is_global_zero:
             _cut_back(self.path, self.step)
-            self.bar = tqdm(total=self.num_steps(), initial=self.step, unit="step", disable=not self.progress, dynamic_ncols=True)
+            self.bar = tqdm(
+                total=self.num_steps(), initial=self.step, unit="step", disable=not self.progress, dynamic_ncols=True
+            )
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """The time since the last batch was spent waiting for this one."""
@@ -77,7 +79,9 @@ class StepLog(Callback):
             self.lr = {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
             self.grad_norm = {name: float(norm) for name, norm in grad_norms(pl_module.groups).items()}
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         """Count the micro-batch; write a line if a step to log has just ended."""
         assert isinstance(pl_module, TrainingModule)
         self._count(batch, pl_module.token_losses)
@@ -99,7 +103,9 @@ class StepLog(Callback):
 
     def _reset(self) -> None:
         num_sources = len(self.source_names)
-        self.counts = torch.zeros(4 + num_sources, dtype=torch.float64)  # tokens, patches, samples, supervised; by source
+        self.counts = torch.zeros(
+            4 + num_sources, dtype=torch.float64
+        )  # tokens, patches, samples, supervised; by source
         self.losses = torch.zeros(num_sources, dtype=torch.float64, device=self.device)
         self.waited = 0.0
 
@@ -108,8 +114,14 @@ class StepLog(Callback):
             return
         patches = sum(batch["vision_seqlens"]) if batch["num_media"] else 0
         supervised = len(batch["targets"])
-        self.counts[:4] += torch.tensor([sum(batch["seqlens"]), patches, len(batch["rows"]), supervised], dtype=torch.float64)
-        sources = torch.tensor(batch["sources"])[batch["target_samples"].cpu()] if supervised else torch.empty(0, dtype=torch.int64)
+        self.counts[:4] += torch.tensor(
+            [sum(batch["seqlens"]), patches, len(batch["rows"]), supervised], dtype=torch.float64
+        )
+        sources = (
+            torch.tensor(batch["sources"])[batch["target_samples"].cpu()]
+            if supervised
+            else torch.empty(0, dtype=torch.int64)
+        )
         self.counts[4:] += torch.bincount(sources, minlength=len(self.source_names))
         self.losses.index_add_(0, sources.to(self.losses.device), token_losses.to(self.losses.dtype))
 
@@ -120,9 +132,7 @@ class StepLog(Callback):
         for name, value in zip(self.totals, (supervised, tokens, patches, samples), strict=True):
             self.totals[name] += value
         by_source = {
-            name: loss / count
-            for name, loss, count in zip(self.source_names, losses, counts[4:], strict=True)
-            if count
+            name: loss / count for name, loss, count in zip(self.source_names, losses, counts[4:], strict=True) if count
         }
         elapsed = now - self.mark
         self.last = {

@@ -1,0 +1,23 @@
+"""`vlmkit-train`: assemble or load a model, train a stage of it, export it."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from vlmkit.config import run_command, run_directory
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_command("vlmkit-train", "train", _task)
+
+
+def _task(config: DictConfig) -> None:
+    run_dir = run_directory()
+    from vlmkit.cli.training import train  # torch, transformers and lightning load here, not for --help
+
+    train(config, run_dir)
+
+
+if __name__ == "__main__":
+    main()

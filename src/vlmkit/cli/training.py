@@ -1,0 +1,329 @@
+"""Wires a training run from its config: the composition root behind `vlmkit-train`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from vlmkit import __version__
+from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over
+from vlmkit.data.datamodule import PackedDataModule
+from vlmkit.errors import CheckpointError, ConfigError
+from vlmkit.model.assembly import VLM, Assembly, WholeCheckpoint
+from vlmkit.model.attention import choose_kernel
+from vlmkit.model.checkpoint import prove_export, save_hf
+from vlmkit.model.freeze import FreezePolicy
+from vlmkit.model.packed import PackedVLM
+from vlmkit.model.parts import set_checkpointing
+from vlmkit.processing.processor import Processor, load_processor
+from vlmkit.training.callbacks.checkpointer import Checkpointer
+from vlmkit.training.callbacks.receipt import GradientReceipt
+from vlmkit.training.callbacks.steplog import StepLog
+from vlmkit.training.callbacks.summary import GroupTable
+from vlmkit.training.module import TrainingModule
+from vlmkit.training.optim import OptimizerPlan
+from vlmkit.training.state import RunState, find_checkpoint, read_state
+
+TAKEN_OVER = ("data", "model")
+_OURS = ("attn_implementation", "gradient_checkpointing")
+"""Settings of `model` that concern training, not how the model is made."""
+_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64}
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a training run is made of, once wired."""
+
+    config: DictConfig
+    run_dir: Path
+    source: Assembly | WholeCheckpoint
+    data: PackedDataModule
+    processor: Processor
+    freeze: FreezePolicy
+    state: RunState | None
+    checkpoint: Path | None
+    trainer: L.Trainer
+    made: list[VLM] = field(default_factory=list[VLM])
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches of an optimiser step and rank."""
+        return self.trainer.accumulate_grad_batches
+
+
+def train(config: DictConfig, run_dir: Path) -> None:
+    """Train as the config says; leave checkpoints, `hf/`, `train.jsonl` and `report.json` in the run directory."""
+    started = time.perf_counter()
+    config = with_starting_weights(config)
+    L.seed_everything(config.seed, verbose=False)
+    run = wire(config, run_dir)
+    prepare_data(run)
+    first_rank = run.trainer.is_global_zero and not int(os.environ.get("LOCAL_RANK", "0"))
+    if first_rank:
+        save_config(config, run_dir)
+        print(describe_data(run))
+    module = make_module(run)
+    step_log = add_callbacks(run, module)
+    if run.data.steps(run.trainer.world_size, run.accumulate).packs.size == 0:
+        print(f"Nothing is left to train: {run.checkpoint} is at the end of its plan.")
+        load_trained(module, run.checkpoint)
+    else:
+        run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
+    if not run.trainer.is_global_zero:
+        return
+    export = save_hf(
+        model=module.packed.hf, processor=run.processor, directory=run_dir / "hf", provenance=provenance(run)
+    )
+    prove_export(export, model=module.packed.hf, processor=run.processor)
+    report = make_report(run, step_log, time.perf_counter() - started)
+    (run_dir / "report.json").write_text(json.dumps(report, indent=1, default=str) + "\n")
+    print(describe_end(report, step_log, run_dir))
+
+
+def with_starting_weights(config: DictConfig) -> DictConfig:
+    """Follow `init_from`: its weights, and a run's data and model settings unless overridden.
+
+    Raises:
+        ConfigError: `init_from` and `model=` both name weights, or there is nothing to start from.
+    """
+    if not config.init_from:
+        return config
+    place = Path(config.init_from).expanduser()
+    if chosen_by_user("model"):
+        raise ConfigError(
+            f"init_from={config.init_from} and model= both say what weights to start from. Give one of the two."
+        )
+    weights = place / "hf" if (place / "config.yaml").is_file() else place
+    if not (weights / "config.json").is_file():
+        raise ConfigError(
+            f"init_from={config.init_from}: no model in {weights}. Name a finished run directory or a Hugging Face directory."
+        )
+    if weights != place:
+        saved = read_config(place)
+        config = taken_over("train", saved, TAKEN_OVER)
+        print(
+            f"Taken over from {place}: data={saved.choices['data']}, model={saved.choices['model']}, unless overridden."
+        )
+    node = config.model
+    with open_dict(config):
+        config.model = {
+            "_target_": "vlmkit.model.assembly.WholeCheckpoint",
+            "path": str(weights),
+            "processor": node.get("processor"),
+            **{name: node[name] for name in _OURS},
+        }
+    return config
+
+
+def wire(config: DictConfig, run_dir: Path) -> Run:
+    """Make the objects that the config describes; nothing is read or trained yet."""
+    model = cast(dict[str, Any], OmegaConf.to_container(config.model, resolve=True))
+    maker = OmegaConf.create({name: value for name, value in model.items() if name not in _OURS})
+    source = build(maker, object)
+    assert isinstance(source, (Assembly, WholeCheckpoint))
+    data = build(config.data, PackedDataModule)
+    checkpoint = find_checkpoint(str(config.resume_from), run_dir) if config.resume_from else None
+    loggers = [build(node, cast(Any, Logger)) for node in config.logger.values() if node]
+    node = OmegaConf.merge(config.trainer, {})
+    for name in ("max_epochs", "max_steps"):
+        node.pop(name)
+    trainer = build(
+        cast(DictConfig, node),
+        L.Trainer,
+        max_epochs=1,  # the plan holds all epochs and is one of Lightning's
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        logger=loggers or False,
+        default_root_dir=run_dir,
+    )
+    return Run(
+        config=config,
+        run_dir=run_dir,
+        source=source,
+        data=data,
+        processor=load_processor(source.processor_source, budget=data.budget),
+        freeze=build(config.freeze, FreezePolicy),
+        state=read_state(checkpoint) if checkpoint else None,
+        checkpoint=checkpoint,
+        trainer=trainer,
+    )
+
+
+def prepare_data(run: Run) -> None:
+    """Count and plan; take up the plan where a resumed run stands.
+
+    Raises:
+        CheckpointError: the plan is not the one that the checkpoint was trained on.
+    """
+    trainer, state = run.config.trainer, run.state
+    done, consumed = (state.step, state.consumed_packs) if state else (0, 0)
+    group = run.trainer.world_size * run.accumulate
+    max_packs = None if trainer.max_steps is None else consumed + max(0, trainer.max_steps - done) * group
+    only_merger = run.freeze.vision_encoder and run.freeze.language_model
+    run.data.prepare(
+        processor=run.processor, num_epochs=trainer.max_epochs, max_packs=max_packs, require_media=only_merger
+    )
+    if state is None:
+        return
+    if state.plan_key != run.data.plan.key:
+        raise CheckpointError(
+            f"resume_from: {run.checkpoint} was trained on another plan: the data, the processor, data.seed, data.batch_size or "
+            "another setting of the packs has changed. Set them back, or start a new run with init_from."
+        )
+    if state.freeze != vars(run.freeze):
+        raise CheckpointError(
+            f"resume_from: {run.checkpoint} was trained with freeze {state.freeze}, now it is {vars(run.freeze)}."
+        )
+    run.data.start_pack, run.data.start_step = consumed, done
+
+
+def make_module(run: Run) -> TrainingModule:
+    """The LightningModule; the model itself is made when the Trainer asks for it."""
+    model = run.config.model
+
+    def make_model() -> PackedVLM:
+        vlm = run.source.build(dtype=_DTYPES.get(str(run.config.trainer.precision), torch.float32))
+        if run.source.proves and isinstance(run.source, Assembly):
+            run.source.prove(vlm)
+        run.made.append(vlm)
+        set_checkpointing(vlm.model, **model.gradient_checkpointing)
+        return PackedVLM(
+            vlm.model,
+            pixel_mean=run.processor.pixel_mean,
+            pixel_std=run.processor.pixel_std,
+            kernel=model.attn_implementation,
+        )
+
+    return TrainingModule(
+        make_model=make_model,
+        freeze=run.freeze,
+        optimizer_plan=build(run.config.optim, OptimizerPlan),
+        count_steps=run.data.num_steps,
+    )
+
+
+def add_callbacks(run: Run, module: TrainingModule) -> StepLog:
+    """Give the Trainer its observers: those of the config, and checkpoints, log and group table."""
+    save, log, data = run.config.save, run.config.log, run.data
+
+    def state_at(step: int) -> RunState:
+        steps = data.steps(run.trainer.world_size, run.accumulate)
+        consumed = steps.num_consumed(step - data.start_step)
+        return RunState(step=step, consumed_packs=consumed, plan_key=data.plan.key, freeze=vars(run.freeze))
+
+    def epoch_at(step: int) -> float:
+        consumed = state_at(step).consumed_packs
+        epochs = data.plan.epochs
+        current = int(epochs[min(consumed, len(epochs) - 1)])
+        inside = epochs == current
+        first = int(inside.argmax())
+        return current + (consumed - first) / max(1, int(inside.sum()))
+
+    step_log = StepLog(
+        path=run.run_dir / "train.jsonl",
+        every_n_steps=log.every_n_steps,
+        num_steps=lambda: data.num_steps(run.trainer.world_size, run.accumulate),
+        source_names=[source.name for source in data.sources],
+        epoch_at=epoch_at,
+        progress=log.progress,
+    )
+    checkpointer = Checkpointer(
+        run_dir=run.run_dir,
+        every_n_steps=save.every_n_steps,
+        keep=save.keep,
+        state_at=state_at,
+        done_batches=lambda: data.start_step * run.accumulate,
+    )
+    configured = [build(node, cast(Any, Callback)) for node in run.config.callbacks.values() if node]
+    # The log stands before the checkpointer: when a checkpoint is there, so is its line.
+    cast(Any, run.trainer).callbacks.extend([GroupTable(), *configured, step_log, checkpointer])
+    return step_log
+
+
+def load_trained(module: TrainingModule, checkpoint: Path | None) -> None:
+    """Make the model with the weights of a finished run's checkpoint."""
+    assert checkpoint is not None
+    module.configure_model()
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    module.load_state_dict(content["state_dict"], strict=False)
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """For `vlmkit.json`: where the weights came from, and what trained them."""
+    vlm = run.made[0]
+    report = vlm.report
+    return {
+        **vlm.provenance,
+        "fields": {one.name: one.source for one in report.fields} if report else {},
+        "tensors": {one.name: one.origin for one in report.tensors} if report else {},
+        "trained": {"freeze": vars(run.freeze), "data": run.data.name, "plan": run.data.plan.key},
+    }
+
+
+def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
+    """For `report.json`: what became of every row, what was trained on, and with what."""
+    receipts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, GradientReceipt)]
+    device = run.trainer.strategy.root_device
+    return {
+        "schema": "vlmkit.report/1",
+        "data": run.data.name,
+        "rows": run.data.accounting(),
+        "steps": run.data.num_steps(run.trainer.world_size, run.accumulate),
+        "packs": len(run.data.plan),
+        "fill": run.data.plan.fill,
+        "trained_on": step_log.totals,
+        "last": step_log.last,
+        "receipt": receipts[0] if receipts else None,
+        "seconds": seconds,
+        "hashes": {"plan": run.data.plan.key, "index": run.data.index.key, "processor": run.processor.fingerprint},
+        "versions": {"vlmkit": __version__, "torch": torch.__version__, "lightning": L.__version__},
+        "devices": {"kind": device.type, "ranks": run.trainer.world_size},
+    }
+
+
+def describe_data(run: Run) -> str:
+    """What will be trained on, in two lines."""
+    rows = run.data.accounting()["sources"].values()
+    counts = {key: sum(row[key] for row in rows) for key in ("read", "trained", "skipped", "overlong")}
+    steps = run.data.num_steps(run.trainer.world_size, run.accumulate)
+    kernel = choose_kernel(run.config.model.attn_implementation, run.trainer.strategy.root_device, torch.bfloat16)
+    return (
+        f"Data {run.data.name}: {counts['read']} rows read, {counts['trained']} trained, {counts['skipped']} skipped, "
+        f"{counts['overlong']} over-long; {len(run.data.plan)} packs, {steps} steps.\n"
+        f"Run {run.run_dir}"
+        + (f", resumed from {run.checkpoint}" if run.checkpoint else "")
+        + f"; attention by {kernel}."
+    )
+
+
+def describe_end(report: dict[str, Any], step_log: StepLog, run_dir: Path) -> str:
+    """What was trained, on how much, how fast, and where it lies."""
+    last, totals = step_log.last, report["trained_on"]
+    lines = [f"Trained {report['steps']} steps in {report['seconds']:.0f} s"]
+    if last:
+        lines.append(
+            f"  loss {last['loss']:.4f}; {totals['samples']:,} samples, {totals['tokens']:,} tokens, {totals['supervised_tokens']:,} supervised"
+        )
+        lines.append(
+            f"  {last['tokens_per_second']:,.0f} tokens/s, {last['data_wait']:.1%} of the time waiting for data"
+        )
+    lines += [
+        f"  model    {run_dir / 'hf'} (reopened with plain transformers: same tensors, logits and text)",
+        f"  log      {run_dir / 'train.jsonl'}",
+        f"  report   {run_dir / 'report.json'}",
+        f"Next: vlmkit-eval ckpt={run_dir}",
+    ]
+    return "\n".join(lines)
