@@ -14,8 +14,10 @@ def main() -> None:
 
 def _task(config: DictConfig) -> None:
     run_dir = run_directory()
+    from vlmkit.cli.quiet import hush
     from vlmkit.cli.training import train  # torch, transformers and lightning load here, not for --help
 
+    hush()
     train(config, run_dir)
 
 

@@ -134,11 +134,9 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
     data = build(config.data, PackedDataModule)
     checkpoint = find_checkpoint(str(config.resume_from), run_dir) if config.resume_from else None
     loggers = [build(node, cast(Any, Logger)) for node in config.logger.values() if node]
-    node = OmegaConf.merge(config.trainer, {})
-    for name in ("max_epochs", "max_steps"):
-        node.pop(name)
+    flags = {name: value for name, value in config.trainer.items() if name not in ("max_epochs", "max_steps")}
     trainer = build(
-        cast(DictConfig, node),
+        OmegaConf.create(flags),
         L.Trainer,
         max_epochs=1,  # the plan holds all epochs and is one of Lightning's
         use_distributed_sampler=False,

@@ -1,11 +1,11 @@
-"""A row of a manifest in the LLaVA format becomes a Conversation, checked; whatever is wrong is said by name.
+r"""A row of a manifest in the LLaVA format becomes a Conversation, checked; whatever is wrong is said by name.
 
 A row is an object with `conversations` (a list of `{"from": ..., "value": ...}`) and, where something is to be seen,
 `image`, `images`, `video` or `videos`: a path or a list of paths. `<image>` and `<video>` in the turns of the user
 say where each stands; the first marker means the first path, and so on.
 
 Text is kept exactly as written: only the marker itself is taken out, so the line break that LLaVA manifests put
-beside it (`<image>\\n` before a question, or `\\n<image>` after it) stays in the text and is what the model reads.
+beside it (`<image>\n` before a question, or `\n<image>` after it) stays in the text and is what the model reads.
 (Qwen's own trainer strips each piece between markers, LLaVA's keeps the line break.)
 """
 
