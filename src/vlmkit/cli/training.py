@@ -127,10 +127,7 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
 
 def wire(config: DictConfig, run_dir: Path) -> Run:
     """Make the objects that the config describes; nothing is read or trained yet."""
-    model = cast(dict[str, Any], OmegaConf.to_container(config.model, resolve=True))
-    maker = OmegaConf.create({name: value for name, value in model.items() if name not in _OURS})
-    source = build(maker, object)
-    assert isinstance(source, (Assembly, WholeCheckpoint))
+    source = model_source(config.model)
     data = build(config.data, PackedDataModule)
     checkpoint = find_checkpoint(str(config.resume_from), run_dir) if config.resume_from else None
     loggers = [build(node, cast(Any, Logger)) for node in config.logger.values() if node]
@@ -158,6 +155,14 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         checkpoint=checkpoint,
         trainer=trainer,
     )
+
+
+def model_source(node: DictConfig) -> Assembly | WholeCheckpoint:
+    """What makes the model: `model` without the settings that concern training."""
+    model = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    source = build(OmegaConf.create({name: value for name, value in model.items() if name not in _OURS}), object)
+    assert isinstance(source, (Assembly, WholeCheckpoint))
+    return source
 
 
 def prepare_data(run: Run) -> None:

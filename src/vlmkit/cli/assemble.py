@@ -1,0 +1,51 @@
+"""`vlmkit-assemble`: put a model together out of parts, prove it, save it with its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from vlmkit.config import run_command
+from vlmkit.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_command("vlmkit-assemble", "assemble", _task)
+
+
+def _task(config: DictConfig) -> None:
+    if config.dtype not in DTYPES:
+        raise ConfigError(f"dtype={config.dtype}: choose one of {', '.join(DTYPES)}.")
+    import torch
+
+    from vlmkit.cli.quiet import hush
+    from vlmkit.cli.training import model_source
+    from vlmkit.model.assembly import Assembly
+    from vlmkit.model.checkpoint import prove_export, save_hf
+    from vlmkit.processing.processor import load_processor
+
+    hush()
+    source = model_source(config.model)
+    if not isinstance(source, Assembly):
+        raise ConfigError("model: this is a whole checkpoint, there is nothing to assemble. Choose a model= made of parts.")
+    vlm = source.build(dtype=getattr(torch, config.dtype))
+    source.prove(vlm)
+    assert vlm.report is not None
+    processor = load_processor(vlm.processor_source)
+    out = Path(config.out).expanduser()
+    save_hf(model=vlm.model, processor=processor, directory=out, provenance=vlm.provenance)
+    prove_export(out, model=vlm.model, processor=processor)
+    (out / "report.txt").write_text(vlm.report.to_text())
+    (out / "report.json").write_text(vlm.report.to_json())
+    num_parameters = sum(parameter.numel() for parameter in vlm.model.parameters())
+    print(vlm.report.to_text().split("\nConfig fields", 1)[0].rstrip())
+    print(f"\n{num_parameters:,} parameters in {out}; where each field and tensor came from: {out / 'report.txt'}")
+    print(f"Next: vlmkit-train init_from={out}")
+
+
+if __name__ == "__main__":
+    main()
