@@ -206,7 +206,9 @@ class _Builder:
         """Measure again the rows that failed on a medium; whether the file was written anew since some changed."""
         codes = [index.reasons.index(reason) + 1 for reason in index.media_reasons]
         rows = np.flatnonzero(np.isin(index.verdict, codes))
-        columns = {name: np.array(getattr(index, name)) for name in COLUMNS} if len(rows) else {}
+        if not len(rows):
+            return False
+        columns = {name: np.array(getattr(index, name)) for name in COLUMNS}
         tally = _Tally.from_state(
             {
                 "reasons": index.reasons,
