@@ -31,7 +31,9 @@ def _task(config: DictConfig) -> None:
     hush()
     source = model_source(config.model)
     if not isinstance(source, Assembly):
-        raise ConfigError("model: this is a whole checkpoint, there is nothing to assemble. Choose a model= made of parts.")
+        raise ConfigError(
+            "model: this is a whole checkpoint, there is nothing to assemble. Choose a model= made of parts."
+        )
     vlm = source.build(dtype=getattr(torch, config.dtype))
     source.prove(vlm)
     assert vlm.report is not None

@@ -40,7 +40,9 @@ def load_rows(
     files = sorted(place.rglob("*.parquet"))
     files = [path for path in files if path.name.startswith(split)] or files
     if not files:
-        raise ConfigError(f"data_root={data_root}: no Parquet files for {name} in {place}. Download {hub_id} (split {split}) there.")
+        raise ConfigError(
+            f"data_root={data_root}: no Parquet files for {name} in {place}. Download {hub_id} (split {split}) there."
+        )
     for path in files:
         yield from _from_parquet(path, columns)
 
@@ -53,7 +55,9 @@ def image_bytes(value: Any, *, origin: Origin) -> bytes:
     """
     found = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(found, bytes):
-        raise DataError(f"its image holds {type(found).__name__}, wanted encoded bytes.", reason="missing_media", origin=origin)
+        raise DataError(
+            f"its image holds {type(found).__name__}, wanted encoded bytes.", reason="missing_media", origin=origin
+        )
     return found
 
 

@@ -43,7 +43,9 @@ class HFBackend:
                 directory, dtype=kind, attn_implementation="sdpa", trust_remote_code=False
             )
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"ckpt={directory}: no model can be loaded ({str(error).splitlines()[0]}).") from error
+            raise CheckpointError(
+                f"ckpt={directory}: no model can be loaded ({str(error).splitlines()[0]})."
+            ) from error
         self.model: Any = model.eval().to(self.device)
         self.dtype = dtype
         tokenizer = self.processor.hf.tokenizer

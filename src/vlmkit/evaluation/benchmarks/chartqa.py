@@ -60,7 +60,9 @@ class ChartQA:
                 yield bad(str(number), error)
                 continue
             category = str(row["type"]).removesuffix("_test")
-            yield ask(str(number), image, f"{row['question']}{self.suffix}", row["answer"], origin=origin, category=category)
+            yield ask(
+                str(number), image, f"{row['question']}{self.suffix}", row["answer"], origin=origin, category=category
+            )
 
     def score(self, case: Case, answer: str) -> Score:
         """Relaxed accuracy."""

@@ -66,7 +66,12 @@ class JsonlBenchmark:
             return BadCase(id=str(row.get("id", f"line-{origin.row}")), reason=f"{origin}: lacks {', '.join(missing)}.")
         prompt = f"\n{row['question']}{self.suffix}"
         return ask(
-            str(row["id"]), self.root / row["image"], prompt, row["answer"], origin=origin, category=str(row.get("category", ""))
+            str(row["id"]),
+            self.root / row["image"],
+            prompt,
+            row["answer"],
+            origin=origin,
+            category=str(row.get("category", "")),
         )
 
     def score(self, case: Case, answer: str) -> Score:
