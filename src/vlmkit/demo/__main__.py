@@ -17,7 +17,9 @@ STEPS = 400
 def main() -> int:
     """Assemble with proof, stage 1, full training, export, evaluation; exit status 1 where a command fails."""
     parser = argparse.ArgumentParser(prog="python -m vlmkit.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where everything goes (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="where everything goes (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the order of rows (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the full training (default: %(default)s)")
     chosen = parser.parse_args()
@@ -43,7 +45,9 @@ def main() -> int:
             return 1
     summary = out / "full" / "eval" / "summary.json"
     shapes = json.loads(summary.read_text())["benchmarks"]["shapes"]
-    print(f"\nDone in {time.perf_counter() - started:.0f} s: {shapes['score']:.1f} % of {shapes['n']} held-out questions right;")
+    print(
+        f"\nDone in {time.perf_counter() - started:.0f} s: {shapes['score']:.1f} % of {shapes['n']} held-out questions right;"
+    )
     print(f"a guesser that sees no image gets {shapes['baselines']['text_only_guesser']:.1f} %.")
     print(f"  the model     {out}/full/hf")
     print(f"  its answers   {out}/full/eval/shapes/records.jsonl")
