@@ -149,7 +149,7 @@ def make_plan(
         epoch += 1
         if not num_packs and epoch > 1_000_000:
             raise ValueError("the weights are too small: a million epochs hold no row")
-    settings = {
+    settings: dict[str, object] = {
         "version": _VERSION,
         "seed": seed,
         "budget": asdict(budget),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -25,6 +26,8 @@ def main() -> int:
     chosen = parser.parse_args()
     out: Path = chosen.out
     started = time.perf_counter()
+    # Threads that wait must not spin: on cores shared with other programs that makes a step many times slower.
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     commands = [
         ["assemble", f"out={out}/assembled"],
         ["train", "stage=stage1", "trainer.max_steps=20", f"seed={chosen.seed}", f"run_dir={out}/stage1"],
@@ -41,7 +44,8 @@ def main() -> int:
     ]
     for name, *overrides in commands:
         print(f"\n$ {shlex.join([f'vlmkit-{name}', *overrides])}", flush=True)
-        if subprocess.run([sys.executable, "-m", f"vlmkit.cli.{name}", *overrides], check=False).returncode:
+        command = [sys.executable, "-m", f"vlmkit.cli.{name}", *overrides]
+        if subprocess.run(command, check=False, env=environment).returncode:
             return 1
     summary = out / "full" / "eval" / "summary.json"
     shapes = json.loads(summary.read_text())["benchmarks"]["shapes"]

@@ -89,9 +89,10 @@ def _from_hub(
 
     owner, _, rest = hub_id.partition("/")
     tried = [hub_id, *([f"{MOVED[owner]}/{rest}"] if owner in MOVED else [])]
+    data: Any = None
     for number, one in enumerate(tried):
         try:
-            data: Any = load_dataset(one, config, split=split)
+            data = load_dataset(one, config, split=split)
             break
         except (OSError, ValueError) as error:  # datasets' own errors derive from these
             if number + 1 == len(tried):

@@ -39,19 +39,20 @@ class HFBackend:
         self.processor = load_processor(directory)
         kind = "auto" if dtype == "auto" else getattr(torch, dtype)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 directory, dtype=kind, attn_implementation="sdpa", trust_remote_code=False
             )
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"ckpt={directory}: no model can be loaded ({str(error).splitlines()[0]})."
             ) from error
-        self.model: Any = model.eval().to(self.device)
+        self.model = model.eval().to(self.device)
         self.dtype = dtype
         tokenizer = self.processor.hf.tokenizer
         self.padding: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         told = model.generation_config.eos_token_id if model.generation_config is not None else None
-        self.ends = sorted({tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None})
+        ends: set[Any] = {tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])}
+        self.ends: list[int] = sorted(ends - {None})
 
     @cached_property
     def identity(self) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +139,7 @@ class Assembly:
         try:
             proofs = [self._prove_language(vlm, dtype), self._prove_vision(vlm, dtype), _prove_tensors(vlm)]
         finally:
-            vlm.model.to(dtype)  # widening and narrowing again changes nothing
+            cast(Any, vlm.model).to(dtype)  # widening and narrowing again changes nothing
             restore_rotary_buffers(vlm.model)
         vlm.report.proofs = proofs
         if failed := [proof for proof in proofs if not proof.holds]:
@@ -399,7 +399,7 @@ def _restore_text_rotary(stock: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Without transformers' loading bars."""
     from transformers.utils import logging
 

@@ -8,7 +8,7 @@ import os
 import struct
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class TensorReader:
         path, dtype, shape, start, length = self._entries[name]
         tensor = torch.empty(shape, dtype=dtype)
         if length:
-            view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+            view = memoryview(cast(Any, tensor.view(-1).view(torch.uint8).numpy()))
             handle = os.open(path, os.O_RDONLY)
             try:
                 done = 0
@@ -89,7 +89,7 @@ class TensorReader:
 def tensor_hash(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes (row-major, in its own dtype)."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu()
-    return hashlib.sha256(memoryview(flat.numpy())).hexdigest()
+    return hashlib.sha256(memoryview(cast(Any, flat.numpy()))).hexdigest()
 
 
 def _files(directory: Path) -> list[Path]:
