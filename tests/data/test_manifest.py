@@ -112,7 +112,7 @@ FAULTS: list[tuple[str, object, str]] = [
         {"conversations": [{"from": "system", "value": "<video>"}], "video": "a.mp4"},
         "turn 1 is from 'system' and holds <video>",
     ),
-    ("placeholder_count", row("<image> what?", "x"), "turn 1 has a <image> placeholder but the row lists no image"),
+    ("placeholder_count", row("<image> what?", "x"), "turn 1 has 1 <image> placeholder but the row lists no image"),
     ("placeholder_count", row("what?", "x", image="a.png"), "no turn has a <image> placeholder but the row lists 1"),
     (
         "placeholder_count",
