@@ -249,7 +249,7 @@ class PackedDataModule(L.LightningDataModule):
 
     def _refuse(self, rows: Any, remedy: str) -> None:
         told = [
-            f"{self.index.origin(int(row))}: {self._finding(int(row), self.verdict[row])}"
+            f"{self.index.origin(int(row))}: {self._finding(int(row), str(self.verdict[row]))}"
             for row in rows[:MAX_FAULTS_SHOWN]
         ]
         more = f"\n... and {len(rows) - len(told)} more" if len(rows) > len(told) else ""
