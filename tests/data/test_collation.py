@@ -185,9 +185,9 @@ def test_an_idle_slot_is_one_token_that_trains_nothing(processor: Processor) -> 
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        ("image", {"still_patches": 4}, "6 visual tokens and 20 patches stand in a pack whose media make 6 and 24"),
-        ("image", {"input_ids": 1}, "5 visual tokens and 24 patches stand in a pack whose media make 6 and 24"),
-        ("video", {"video_patches": 16}, "8 visual tokens and 16 patches stand in a pack whose media make 8 and 32"),
+        ("image", {"still_patches": 4}, "6 image tokens and 20 patches stand in a pack whose images make 6 and 24"),
+        ("image", {"input_ids": 1}, "5 image tokens and 24 patches stand in a pack whose images make 6 and 24"),
+        ("video", {"video_patches": 16}, "8 video tokens and 16 patches stand in a pack whose videos make 8 and 32"),
     ],
 )
 def test_counts_that_do_not_agree(
@@ -211,7 +211,7 @@ def test_counts_that_agree_in_sum_only(encode: Encode, processor: Processor) -> 
     first_image = (swapped == processor.image_token_id).nonzero()[0, 0]
     swapped[first_image] = processor.video_token_id
     sample["input_ids"] = swapped
-    with pytest.raises(ValueError, match="visual tokens"):
+    with pytest.raises(ValueError, match="image tokens and"):
         pack_samples([sample], processor, info(1))
 
 
