@@ -242,6 +242,7 @@ def test_it_travels_as_a_path(corpus: Any, processor: Processor, source: MakeSou
     assert not arrived.num_tokens.flags.writeable
 
 
+@pytest.mark.slow
 def test_processes_count_the_same(
     corpus: Any, processor: Processor, source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
