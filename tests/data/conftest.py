@@ -53,9 +53,7 @@ class Corpus:
                 "<image> and <image>, or <image>?", "the last", images=["wide.png", "tall.png", "small.png"]
             ),
             "video": said("<video>\nwhat happens?", "it turns", video=frames),
-            "mixture": said(
-                "<video> then <image> what is it?", "both", image="tall.png", videos=[frames[:2]]
-            ),
+            "mixture": said("<video> then <image> what is it?", "both", image="tall.png", videos=[frames[:2]]),
             "turns": {
                 "image": "small.png",
                 "conversations": [
@@ -66,14 +64,12 @@ class Corpus:
                     {"from": "gpt", "value": "square"},
                 ],
             },
-        }  # fmt: skip
+        }
 
     def write(self, rows: Sequence[object], name: str = "rows.jsonl") -> Path:
         """Write a manifest beside the media, as its suffix says; bytes and strings go in as they are."""
         path = self.root / name
-        texts = [
-            row.decode() if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False) for row in rows
-        ]  # fmt: skip
+        texts = [row.decode() if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False) for row in rows]
         path.write_text("\n".join(texts) + "\n" if path.suffix == ".jsonl" else "[" + ",\n".join(texts) + "]")
         return path
 

@@ -82,9 +82,7 @@ def check_shapes(batch: Batch, processor: Processor) -> None:
 
 @pytest.mark.parametrize("kinds", PACKS, ids="+".join)
 @pytest.mark.parametrize("pixels", ["uint8", "float32"])
-def test_a_pack_is_its_samples_in_a_row(
-    kinds: list[str], pixels: Pixels, encode: Encode, processor: Processor
-) -> None:
+def test_a_pack_is_its_samples_in_a_row(kinds: list[str], pixels: Pixels, encode: Encode, processor: Processor) -> None:
     samples = [encode(kind, pixels) for kind in kinds]
     batch = pack_samples(samples, processor, info(len(samples)))
     check_shapes(batch, processor)
@@ -127,7 +125,9 @@ def test_visual_positions_follow_the_patches(kinds: list[str], encode: Encode, p
     for rows, columns in segments:
         count = rows * columns // merge**2
         mrope = batch["position_ids"][1:, 0, positions[place : place + count]]
-        assert (mrope[1] - mrope[1].min()).tolist() == [row for row in range(rows // merge) for _ in range(columns // merge)]
+        assert (mrope[1] - mrope[1].min()).tolist() == [
+            row for row in range(rows // merge) for _ in range(columns // merge)
+        ]
         assert (mrope[2] - mrope[2].min()).tolist() == list(range(columns // merge)) * (rows // merge)
         place += count
     assert place == len(positions)

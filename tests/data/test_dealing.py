@@ -45,9 +45,7 @@ def all_slots(steps: Steps) -> list[list[Slot]]:
 
 @settings(max_examples=150, deadline=None)
 @given(plan=plans(), num_ranks=ranks, accumulate=micro_batches, share=st.floats(0, 1))
-def test_every_pack_once_and_denominators_are_sums(
-    plan: Plan, num_ranks: int, accumulate: int, share: float
-) -> None:
+def test_every_pack_once_and_denominators_are_sums(plan: Plan, num_ranks: int, accumulate: int, share: float) -> None:
     start = int(share * len(plan))
     steps = deal(plan, num_ranks=num_ranks, accumulate=accumulate, start_pack=start)
     by_rank = all_slots(steps)

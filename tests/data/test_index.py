@@ -174,9 +174,7 @@ def test_the_cache_is_used_and_a_change_gives_a_new_index(
     assert changed.key != index.key
     assert b"seven and ten" in changed.read(0)
 
-    limited = load_processor(
-        Path(processor.hf.tokenizer.name_or_path), budget=PixelBudget(image_max_pixels=2048)
-    )
+    limited = load_processor(Path(processor.hf.tokenizer.name_or_path), budget=PixelBudget(image_max_pixels=2048))
     assert limited.fingerprint != processor.fingerprint
     smaller = build_index([source(path)], limited, cache_dir=cache)
     assert smaller.key not in (index.key, changed.key)

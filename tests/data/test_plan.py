@@ -59,9 +59,7 @@ budgets = st.one_of(
 def test_every_row_once_an_epoch_within_the_budget(
     rows: PlanRows, budget: Budget, seed: int, num_epochs: int, order: Any, heaviest_first: bool
 ) -> None:
-    plan = make_plan(
-        rows, budget=budget, seed=seed, num_epochs=num_epochs, order=order, heaviest_first=heaviest_first
-    )
+    plan = make_plan(rows, budget=budget, seed=seed, num_epochs=num_epochs, order=order, heaviest_first=heaviest_first)
     assert [pack.number for pack in plan] == list(range(len(plan)))
     for epoch in range(num_epochs):
         assert sorted(epoch_rows(plan, epoch)) == rows.row.tolist()
