@@ -349,8 +349,12 @@ def _scan_extent(path: Path, extent: Extent, file: Path, *, key: str, limit: int
         unit_scale=True,
         disable=None if total >= _MIN_BYTES_SHOWN else True,
     ) as bar:
+
+        def seen(done: int) -> None:
+            bar.update(done - bar.n)
+
         try:
-            for offsets, lengths in scan_rows(path, extent, seen=lambda done: _advance(bar, done)):
+            for offsets, lengths in scan_rows(path, extent, seen=seen):
                 left = None if limit is None else limit - writer.num_rows
                 if left is not None and left <= 0:
                     break
@@ -358,10 +362,6 @@ def _scan_extent(path: Path, extent: Extent, file: Path, *, key: str, limit: int
             writer.finish(file, extra={"by_line": extent.layout == "array_lines"})
         finally:
             writer.discard()
-
-
-def _advance(bar: Any, done: int) -> None:
-    bar.update(done - bar.n)
 
 
 def _is_whole_array(path: Path) -> bool:

@@ -270,7 +270,7 @@ class _Paths:
 
 
 def _images(row: dict[str, object], paths: _Paths) -> list[Part]:
-    return [ImagePart(paths.check(str(path), "image")) for path in _listed(row, "image")]
+    return [ImagePart(paths.check(path, "image")) for path in cast(list[str], _listed(row, "image"))]
 
 
 def _videos(row: dict[str, object], paths: _Paths) -> list[Part]:

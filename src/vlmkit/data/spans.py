@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,7 +148,7 @@ def _whole_lines(fd: int, extent: Extent) -> Iterator[tuple[int, NDArray[np.uint
 
 
 def _read_into(fd: int, buffer: NDArray[np.uint8], position: int) -> int:
-    return os.preadv(fd, [memoryview(cast(Any, buffer))], position)
+    return os.preadv(fd, [memoryview(cast(bytearray, buffer))], position)
 
 
 def _strip_line_ends(
