@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ from vlmkit.processing.supervision import Rendered, render
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Encoding
     from torch import Tensor
 
 Pixels = Literal["uint8", "float32"]
@@ -198,27 +201,22 @@ def _encode(rendered: Rendered, layouts: list[MediumLayout], processor: Processo
     Special tokens split a text before anything else, so tokenising stretch by stretch gives the ids of the whole.
     """
     stretches = list(_stretches(rendered, processor))
-    texts = [rendered.restore(text) for _, text, special in stretches if not special]
-    tokenised = iter(_tokenise(texts, processor))
+    tokenised = iter(_tokenise([rendered.restore(text) for _, text, special in stretches if not special], processor))
     media = iter(layouts)
     ids: list[int] = []
     supervised: list[bool] = []
     runs: list[tuple[int, Grid]] = []
-    token_ids = processor.hf.tokenizer.convert_tokens_to_ids
+    token_ids = processor.special_token_ids
     for start, text, special in stretches:
         if not special:
-            for token, (first, last) in next(tokenised):
-                ids.append(token)
-                supervised.append(
-                    _covered(
-                        start + _shift(rendered, text, first), start + _shift(rendered, text, last), rendered.spans
-                    )
-                )
+            found = next(tokenised)
+            ids += found.ids
+            supervised += _supervised(rendered, start, text, found)
             continue
-        token = token_ids(text)
+        token = token_ids[text]
         if token in (processor.image_token_id, processor.video_token_id):
             _append_medium(ids, runs, next(media), token, processor)
-            supervised.extend([False] * (len(ids) - len(supervised)))
+            supervised += [False] * (len(ids) - len(supervised))
         else:
             ids.append(token)
             supervised.append(_covered(start, start + len(text), rendered.spans))
@@ -239,7 +237,7 @@ def _append_medium(
         return
     stamps = _tokenise([f"<{seconds:.1f} seconds>" for seconds in place.seconds], processor)
     for stamp in stamps[:pairs]:
-        ids.extend(token_id for token_id, _ in stamp)
+        ids.extend(stamp.ids)
         ids.append(processor.hf.vision_start_token_id)
         runs.append((len(ids), (1, rows, columns)))
         ids.extend([token] * num_tokens)
@@ -255,15 +253,36 @@ def _stretches(rendered: Rendered, processor: Processor) -> Iterator[tuple[int, 
         start += len(piece)
 
 
-def _tokenise(texts: list[str], processor: Processor) -> list[list[tuple[int, tuple[int, int]]]]:
+def _tokenise(texts: list[str], processor: Processor) -> list[Encoding]:
     """Ids and character offsets of each text; special tokens in it are plain text."""
     backend = processor.hf.tokenizer.backend_tokenizer
     backend.encode_special_tokens = True
     try:
-        found = backend.encode_batch(texts, add_special_tokens=False)
+        return backend.encode_batch(texts, add_special_tokens=False)
     finally:
         backend.encode_special_tokens = False
-    return [list(zip(one.ids, one.offsets, strict=True)) for one in found]
+
+
+def _supervised(rendered: Rendered, start: int, text: str, found: Encoding) -> list[bool]:
+    """Which tokens of a stretch lie in a supervised one; a token that began in the prompt does not."""
+    end = start + len(text)
+    touching = [(first, last) for first, last in rendered.spans if first < end and last > start]
+    if not touching:
+        return [False] * len(found.ids)
+    if touching[0][0] <= start and end <= touching[0][1]:
+        return [True] * len(found.ids)
+    offsets = found.offsets
+    if rendered.escape:
+        return [
+            _covered(start + _shift(rendered, text, first), start + _shift(rendered, text, last), tuple(touching))
+            for first, last in offsets
+        ]
+    flags = [False] * len(offsets)
+    for first, last in touching:  # offsets ascend
+        begin = bisect_left(offsets, first - start, key=itemgetter(0))
+        finish = bisect_right(offsets, last - start, lo=begin, key=itemgetter(1))
+        flags[begin:finish] = [True] * (finish - begin)
+    return flags
 
 
 def _shift(rendered: Rendered, stretch: str, offset: int) -> int:
@@ -281,7 +300,7 @@ def _shift(rendered: Rendered, stretch: str, offset: int) -> int:
 
 
 def _covered(start: int, end: int, spans: tuple[tuple[int, int], ...]) -> bool:
-    """Whether the characters lie in a supervised stretch; a token that began in the prompt does not."""
+    """Whether the characters lie in a supervised stretch."""
     return any(first <= start and end <= last for first, last in spans)
 
 

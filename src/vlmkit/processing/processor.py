@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,12 +45,14 @@ class Processor:
         hf: The Hugging Face processor (`Qwen3VLProcessor`), its sizes changed to the budget.
         geometry: How images are cut.
         image_token_id, video_token_id: What stands in `input_ids` for each visual token.
+        shapes: What the template writes around texts, by the shape of a conversation; kept by `supervision`.
         pixel_mean, pixel_std: Per channel, in units of a byte: normalised = (byte - mean) / std.
     """
 
     def __init__(self, hf: Any, *, positions_per_side: int, budget: PixelBudget | None = None) -> None:
         image, video = hf.image_processor, hf.video_processor
         self.hf = hf
+        self.shapes: dict[Hashable, object] = {}
         self.geometry = VisionGeometry(
             patch_size=image.patch_size,
             temporal_patch_size=image.temporal_patch_size,
@@ -90,6 +93,32 @@ class Processor:
         added = self.hf.tokenizer.added_tokens_decoder.values()
         words = sorted((token.content for token in added if token.special), key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, words)) + ")")
+
+    @cached_property
+    def special_token_ids(self) -> dict[str, int]:
+        """Id of every special token."""
+        added = self.hf.tokenizer.added_tokens_decoder.items()
+        return {token.content: number for number, token in added if token.special}
+
+    @cached_property
+    def template(self) -> Any:
+        """The chat template, compiled in transformers' sandbox. Hand it plain strings, lists and dicts only."""
+        from transformers.utils.chat_template_utils import (
+            _compile_jinja_template,  # pyright: ignore[reportPrivateUsage]  # its caller copies every message first
+        )
+
+        return _compile_jinja_template(self.hf.chat_template)
+
+    @cached_property
+    def template_words(self) -> dict[str, Any]:
+        """What a template may read besides the messages: the names of special tokens."""
+        named = self.hf.tokenizer.special_tokens_map
+        words = {name: list(map(str, word)) if isinstance(word, list) else str(word) for name, word in named.items()}
+        return {"tools": None, "documents": None, **words}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to a worker without the compiled template, which is made anew there."""
+        return {name: value for name, value in vars(self).items() if name != "template"}
 
     def save(self, directory: Path) -> None:
         """Write processor, tokenizer, template and pixel limits as Hugging Face files."""
