@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmkit.data.columns import ColumnsWriter, UnusableFile, open_columns
+from vlmkit.data.contents import content_hash
 from vlmkit.data.index import COLUMNS, SCHEMA, Index
-from vlmkit.data.indexing import build_index, content_hash
+from vlmkit.data.indexing import build_index
 from vlmkit.data.manifest import Source
 from vlmkit.data.spans import Extent, LayoutError, find_extent, scan_rows
 from vlmkit.errors import ConfigError, DataError

@@ -99,7 +99,7 @@ class ColumnsWriter:
             "extra": dict(extra),
         }
         header["checksums"] = {name: _checksum(self._scratch / f"{name}.bin") for name in self._dtypes}
-        with _written_aside(path) as aside, open(aside, "wb") as out:
+        with written_aside(path) as aside, open(aside, "wb") as out:
             out.write(_framed(header))
             for name in self._dtypes:
                 with open(self._scratch / f"{name}.bin", "rb") as column:
@@ -179,7 +179,7 @@ def _checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-class _written_aside:
+class written_aside:
     """A temporary file beside `path`, renamed to it where the block ends well, removed where it does not."""
 
     def __init__(self, path: Path) -> None:
@@ -200,7 +200,7 @@ class _written_aside:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    with _written_aside(path) as aside:
+    with written_aside(path) as aside:
         aside.write_bytes(content)
 
 

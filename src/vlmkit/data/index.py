@@ -117,7 +117,7 @@ class Index:
         """The text of a row, from its manifest."""
         source = int(self.source[row])
         if source not in self._files:
-            self._files[source] = os.open(self.sources[source].path, os.O_RDONLY | os.O_CLOEXEC)
+            self._files[source] = os.open(self.sources[source].file, os.O_RDONLY | os.O_CLOEXEC)
         return os.pread(self._files[source], int(self.length[row]), int(self.offset[row]))
 
     def conversation(self, row: int) -> Conversation:

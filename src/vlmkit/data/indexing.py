@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -11,16 +10,16 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vlmkit.data.columns import Columns, ColumnsWriter, UnusableFile, open_columns, write_aside
+from vlmkit.data.columns import Columns, ColumnsWriter, UnusableFile, open_columns
+from vlmkit.data.contents import content_hash, locked
 from vlmkit.data.index import COLUMNS, OK, SCHEMA, Fault, Index
 from vlmkit.data.manifest import Source
 from vlmkit.data.measuring import (
@@ -32,8 +31,9 @@ from vlmkit.data.measuring import (
     cut_blocks,
     measure_blocks,
 )
+from vlmkit.data.plain import plain_manifest
 from vlmkit.data.spans import Extent, LayoutError, find_extent, scan_rows
-from vlmkit.errors import ConfigError, DataError
+from vlmkit.errors import ConfigError, DataError, Origin
 from vlmkit.processing.processor import Processor
 
 SPANS_SCHEMA = "vlmkit.spans/1"
@@ -41,7 +41,6 @@ FIRST_FAULTS = 5
 """Faults that are kept word by word, of each reason."""
 _SPAN_COLUMNS = {"offset": "<i8", "length": "<i4"}
 _CHECKPOINT_SECONDS = 10.0
-_MEMO_SECONDS = 2.0
 _MIN_ROWS_SHOWN = 5_000
 _MIN_BYTES_SHOWN = 1 << 28
 _log = logging.getLogger(__name__)
@@ -74,7 +73,8 @@ def build_index(
         ConfigError: the cache cannot be written.
     """
     _make_directory(cache_dir)
-    contents = tuple(content_hash(source.path, cache_dir) for source in sources)
+    sources = [_localised(source, cache_dir) for source in sources]
+    contents = tuple(content_hash(source.file, cache_dir) for source in sources)
     key = _index_key(sources, contents, processor, limit, allow_absolute_paths)
     path = cache_dir / f"index-{key[:32]}.bin"
     builder = _Builder(
@@ -91,7 +91,7 @@ def build_index(
     def opened() -> Index:
         return Index(path, sources, key=key, allow_absolute_paths=allow_absolute_paths)
 
-    with _locked(path):
+    with locked(path):
         try:
             index = opened()
         except UnusableFile as error:
@@ -151,13 +151,14 @@ class _Builder:
         spans: list[RowSpans] = []
         left = self.limit
         for number, source in enumerate(self.sources):
-            found = row_spans(
-                source.path,
-                content=self.contents[number],
-                cache_dir=self.cache_dir,
-                limit=left,
-                by_structure=number in by_structure,
-            )
+            with _named(source):
+                found = row_spans(
+                    source.file,
+                    content=self.contents[number],
+                    cache_dir=self.cache_dir,
+                    limit=left,
+                    by_structure=number in by_structure,
+                )
             spans.append(found)
             left = None if left is None else left - len(found.offset)
         return spans
@@ -199,7 +200,7 @@ class _Builder:
         if not spans.by_line or all(fault.reason != "bad_json" for fault in outcome.faults):
             return
         source = outcome.block.source
-        if _is_whole_array(self.sources[source].path):
+        if _is_whole_array(self.sources[source].file):
             raise _TornRow(source)
 
     def look_again(self, index: Index) -> bool:
@@ -375,27 +376,19 @@ def _is_whole_array(path: Path) -> bool:
     return True
 
 
-def content_hash(path: Path, cache_dir: Path) -> str:
-    """Hash of a file's bytes, remembered for as long as size, times and inode stay the same."""
-    memo = cache_dir / "manifests.json"
+def _localised(source: Source, cache_dir: Path) -> Source:
+    """The source with a plain local file to read rows from."""
+    return replace(source, plain=plain_manifest(source.path, cache_dir))
+
+
+@contextmanager
+def _named(source: Source) -> Generator[None]:
+    """Errors about the file name the manifest as the user gave it, not its copy in the cache."""
     try:
-        known: dict[str, Any] = json.loads(memo.read_bytes())
-    except (OSError, ValueError):
-        known = {}
-    place, stat = str(path.resolve()), path.stat()
-    identity = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    told = known.get(place)
-    if isinstance(told, dict) and told.get("identity") == identity and isinstance(told.get("hash"), str):
-        return told["hash"]
-    digest = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0) as file:
-        buffer = bytearray(1 << 20)
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-    found = digest.hexdigest()
-    if time.time() - max(stat.st_mtime, stat.st_ctime) > _MEMO_SECONDS:  # a file just written may change within a tick
-        write_aside(memo, json.dumps(known | {place: {"identity": identity, "hash": found}}).encode())
-    return found
+        yield
+    except DataError as error:
+        row = error.origin.row if error.origin else 1
+        raise DataError(error.finding, reason=error.reason, origin=Origin(str(source.path), row)) from error
 
 
 def _index_key(
@@ -423,11 +416,3 @@ def _make_directory(cache_dir: Path) -> None:
         raise ConfigError(
             f"data.cache_dir: {cache_dir} cannot be made ({error.strerror}). Set it to a directory that can be written."
         ) from error
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[None]:
-    """Let one process at a time build the file; the others wait and then find it."""
-    with open(path.with_suffix(".lock"), "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import cast
 
 import orjson
@@ -42,20 +42,27 @@ class Source:
     """One manifest and how it takes part.
 
     Attributes:
-        path: The manifest file.
+        path: The manifest as the user gave it: a file, or a URL that fsspec knows. Messages call it so.
         root: Directory that media paths in it are relative to.
         weight: How often its rows are seen in an epoch: 0.5 is every other row, 2.5 is each two or three times.
         name: What reports call it.
+        plain: Local file with the same rows as plain JSON, where `path` is not that itself; set by the index.
     """
 
-    path: Path
+    path: Path | str
     root: Path
     weight: float = 1.0
     name: str
+    plain: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.weight > 0 or self.weight == float("inf"):
             raise ValueError(f"data.sources: weight of {self.name!r} must be a positive number, got {self.weight}")
+
+    @property
+    def file(self) -> Path:
+        """The local file that rows are read from."""
+        return self.plain or Path(self.path)
 
 
 def resolve_sources(sources: Sequence[str | Path | Mapping[str, object]], *, root: str | Path | None) -> list[Source]:
@@ -86,25 +93,43 @@ def _resolve_source(
     told: Mapping[str, object] = {"path": entry} if isinstance(entry, str | Path) else entry
     if unknown := sorted(set(told) - set(_SOURCE_KEYS)):
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}. A source has {', '.join(_SOURCE_KEYS)}.")
-    if not isinstance(told.get("path"), str | Path):
-        raise ConfigError(f"{where}: 'path' must name a manifest, got {told.get('path')!r}.")
-    path = Path(cast(str, told["path"])).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"{where}: no file at {str(path)!r} (seen from {os.getcwd()}). Check the path.")
+    path = _manifest_path(told.get("path"), where)
     weight = told.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise ConfigError(f"{where}: weight must be a number, got {weight!r}.")
-    own_root = told.get("root") or root
-    directory = Path(cast(str, own_root)).expanduser() if own_root else path.parent
-    if not directory.is_dir():
-        key = f"{where}.root" if told.get("root") else "data.root"
-        raise ConfigError(f"{key}: no directory at {str(directory)!r}. Media paths are relative to it.")
+    name = _free_name(str(told.get("name") or PurePath(path).stem), taken)
     try:
-        return Source(
-            path=path, root=directory, weight=float(weight), name=_free_name(str(told.get("name") or path.stem), taken)
-        )
+        return Source(path=path, root=_root(told.get("root"), root, path, where), weight=float(weight), name=name)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _manifest_path(told: object, where: str) -> Path | str:
+    if not isinstance(told, str | Path):
+        raise ConfigError(f"{where}: 'path' must name a manifest, got {told!r}.")
+    if is_remote(told):
+        return str(told)
+    path = Path(told).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{where}: no file at {str(path)!r} (seen from {os.getcwd()}). Check the path.")
+    return path
+
+
+def _root(own: object, common: str | Path | None, path: Path | str, where: str) -> Path:
+    """Directory of a source's media: its own root, else the common one, else where the manifest lies."""
+    chosen = own or common
+    if not chosen and isinstance(path, str):
+        raise ConfigError(f"{where}: {path} is remote, its media are not. Set data.root to their directory.")
+    directory = Path(cast(str, chosen)).expanduser() if chosen else Path(path).parent
+    if not directory.is_dir():
+        key = f"{where}.root" if own else "data.root"
+        raise ConfigError(f"{key}: no directory at {str(directory)!r}. Media paths are relative to it.")
+    return directory
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a manifest is named by a URL (any that fsspec knows) rather than by a path."""
+    return "://" in str(path)
 
 
 def _free_name(name: str, taken: set[str]) -> str:

@@ -79,8 +79,7 @@ class RowMeter:
         """Read and measure the rows of a block."""
         counts = np.zeros((4, len(block.offsets)), dtype=np.int32)
         faults: list[BlockFault] = []
-        path = self._sources[block.source].path
-        with open(path, "rb", buffering=0) as file:
+        with open(self._sources[block.source].file, "rb", buffering=0) as file:
             for place, (offset, length) in enumerate(zip(block.offsets.tolist(), block.lengths.tolist(), strict=True)):
                 text = os.pread(file.fileno(), length, offset)
                 found = self._measure(text, block.source, place)
