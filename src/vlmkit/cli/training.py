@@ -110,7 +110,7 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
         )
     if weights != place:
         saved = read_config(place)
-        config = taken_over("train", saved, TAKEN_OVER)
+        config = taken_over(config, saved, TAKEN_OVER)
         print(
             f"Taken over from {place}: data={saved.choices['data']}, model={saved.choices['model']}, unless overridden."
         )
