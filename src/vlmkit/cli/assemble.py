@@ -25,18 +25,19 @@ def _task(config: DictConfig) -> None:
     from vlmkit.cli.quiet import hush
     from vlmkit.cli.training import model_source
     from vlmkit.model.assembly import Assembly
-    from vlmkit.model.checkpoint import prove_export, save_hf
+    from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
     from vlmkit.processing.processor import load_processor
 
     hush()
     source = model_source(config.model)
     if not isinstance(source, Assembly):
         raise ConfigError("model: this is a whole checkpoint, there is nothing to assemble. Choose a model= made of parts.")
+    out = Path(config.out).expanduser().absolute()
+    check_replaceable(out)  # before the long part
     vlm = source.build(dtype=getattr(torch, config.dtype))
     source.prove(vlm)
     assert vlm.report is not None
     processor = load_processor(vlm.processor_source)
-    out = Path(config.out).expanduser()
     save_hf(model=vlm.model, processor=processor, directory=out, provenance=vlm.provenance)
     prove_export(out, model=vlm.model, processor=processor)
     (out / "report.txt").write_text(vlm.report.to_text())
