@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from vlmkit.config import run_command
 from vlmkit.errors import ConfigError
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def main() -> None:
@@ -31,10 +31,12 @@ def _task(config: DictConfig) -> None:
     hush()
     source = model_source(config.model)
     if not isinstance(source, Assembly):
-        raise ConfigError("model: this is a whole checkpoint, there is nothing to assemble. Choose a model= made of parts.")
+        raise ConfigError(
+            "model: this is a whole checkpoint, there is nothing to assemble. Choose a model= made of parts."
+        )
     out = Path(config.out).expanduser().absolute()
     check_replaceable(out)  # before the long part
-    vlm = source.build(dtype=getattr(torch, config.dtype))
+    vlm = source.build(dtype=source.stored_dtype() if config.dtype == "auto" else getattr(torch, config.dtype))
     source.prove(vlm)
     assert vlm.report is not None
     processor = load_processor(vlm.processor_source)

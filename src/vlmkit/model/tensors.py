@@ -8,7 +8,7 @@ import os
 import struct
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class TensorReader:
         self.directory = directory
         self.reads: Counter[str] = Counter()
         self._entries: dict[str, tuple[Path, torch.dtype, list[int], int, int]] = {}
-        for path in _files(directory):
+        for path in weight_files(directory):
             self._entries.update(_header(path))
 
     def __contains__(self, name: str) -> bool:
@@ -58,6 +58,10 @@ class TensorReader:
         """Shape of a tensor, from the header."""
         return self._entries[name][2]
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor, from the header."""
+        return self._entries[name][1]
+
     def file(self, name: str) -> str:
         """Name of the file that holds a tensor."""
         return self._entries[name][0].name
@@ -71,7 +75,7 @@ class TensorReader:
         path, dtype, shape, start, length = self._entries[name]
         tensor = torch.empty(shape, dtype=dtype)
         if length:
-            view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+            view = memoryview(cast(Any, tensor.view(-1).view(torch.uint8).numpy()))
             handle = os.open(path, os.O_RDONLY)
             try:
                 done = 0
@@ -89,10 +93,15 @@ class TensorReader:
 def tensor_hash(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes (row-major, in its own dtype)."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu()
-    return hashlib.sha256(memoryview(flat.numpy())).hexdigest()
+    return hashlib.sha256(memoryview(cast(Any, flat.numpy()))).hexdigest()
 
 
-def _files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in the order of their names.
+
+    Raises:
+        CheckpointError: one is missing.
+    """
     if (index := directory / INDEX_FILE).is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     else:
