@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +142,9 @@ class Assembly:
     def prove(self, vlm: VLM) -> None:
         """Compare with the sources, in fp32: the language model's logits on text, the vision encoder's features.
 
+        Both sides are rounded to the type of the assembled weights first. The source is loaded by the stock classes, so
+        for this while memory holds the assembled model and one source after the other, each in fp32.
+
         Fills in `vlm.report.proofs`. The model's weights are the same afterwards, bit for bit.
 
         Raises:
@@ -154,7 +157,7 @@ class Assembly:
         try:
             proofs = [self._prove_language(vlm, dtype), self._prove_vision(vlm, dtype), _prove_tensors(vlm)]
         finally:
-            vlm.model.to(dtype)  # widening and narrowing again changes nothing
+            cast(Any, vlm.model).to(dtype)  # widening and narrowing again changes nothing
             restore_rotary_buffers(vlm.model)
         vlm.report.proofs = proofs
         if failed := [proof for proof in proofs if not proof.holds]:
@@ -449,7 +452,7 @@ def _restore_text_rotary(stock: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Without transformers' loading bars."""
     from transformers.utils import logging
 
