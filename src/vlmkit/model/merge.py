@@ -114,6 +114,12 @@ def check_fit(template: Config, vision: Config, language: Config) -> None:
         raise AssemblyError(
             f"model.vision_encoder: its family is {vision.get('model_type')!r}, the template's {wanted!r}."
         )
+    for name in ("patch_size", "temporal_patch_size", "spatial_merge_size"):
+        if vision[name] != (wanted := template["vision_config"][name]):
+            raise AssemblyError(
+                f"model.vision_encoder: its {name} is {vision[name]}, the template's {wanted}, and images are cut as the "
+                "template says. Use the vision encoder's checkpoint as model.template."
+            )
     rope = language["rope_parameters"]
     if rope.get("rope_type", "default") != "default":
         raise AssemblyError(
