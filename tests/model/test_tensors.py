@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from vlmkit.errors import CheckpointError
-from vlmkit.model.tensors import TensorReader, tensor_hash
+from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash
 
 TENSORS = {
     "matrix": torch.arange(12, dtype=torch.float32).view(3, 4),
@@ -65,3 +66,15 @@ def test_a_hash_sees_every_bit():
     assert tensor_hash(tensor) == tensor_hash(tensor.clone())
     assert tensor_hash(tensor) != tensor_hash(torch.tensor([-0.0, 1.0]))
     assert tensor_hash(tensor.view(2, 1).expand(2, 2).t()) == tensor_hash(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+
+
+def test_aligned_parameters_keep_their_values_and_ties():
+    memory = torch.arange(64, dtype=torch.float32)
+    start = next(offset for offset in range(1, 17) if memory[offset:].data_ptr() % 64)
+    model = nn.ModuleDict({"one": nn.Linear(4, 2, bias=False), "two": nn.Linear(4, 2, bias=False)})
+    model["one"].weight.data = memory[start : start + 8].view(2, 4)
+    model["two"].weight = model["one"].weight
+    align_parameters(model)
+    assert model["one"].weight.data_ptr() % 64 == 0
+    assert model["two"].weight is model["one"].weight
+    assert torch.equal(model["one"].weight, memory[start : start + 8].view(2, 4))

@@ -28,7 +28,7 @@ from vlmkit.errors import AssemblyError, CheckpointError
 from vlmkit.model.merge import check_tokenizers, merge_configs
 from vlmkit.model.parts import restore_rotary_buffers
 from vlmkit.model.report import AssemblyReport, FieldOrigin, Origin, Proof, TensorOrigin
-from vlmkit.model.tensors import TensorReader, tensor_hash, weight_files
+from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash, weight_files
 
 MergerInit = Literal["crop", "random"]
 _PROOF_TEXT_TOKENS = (1, 17, 160)
@@ -153,6 +153,7 @@ class Assembly:
         assert vlm.report is not None
         dtype = vlm.model.dtype
         vlm.model.float()
+        align_parameters(vlm.model)
         restore_rotary_buffers(vlm.model)
         try:
             proofs = [self._prove_language(vlm, dtype), self._prove_vision(vlm, dtype), _prove_tensors(vlm)]
@@ -188,6 +189,11 @@ class Assembly:
         return Qwen3VLConfig(**merged), fields
 
     def _check_tokenizers(self, language_model: Path, *, rows: int) -> None:
+        if not any((language_model / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            raise AssemblyError(
+                f"model.language_model: {self.language_model} holds no tokenizer (tokenizer.json), so it cannot be seen whether "
+                "its token ids are the template's. Download the whole checkpoint."
+            )
         try:
             wanted = AutoTokenizer.from_pretrained(self.processor_source, trust_remote_code=False)
             found = AutoTokenizer.from_pretrained(language_model, trust_remote_code=False)
@@ -246,6 +252,7 @@ class Assembly:
             else:
                 stock = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         stock = stock.float().eval()
+        align_parameters(stock)
         if isinstance(stock, Qwen3VLForConditionalGeneration):
             restore_rotary_buffers(stock)
         else:
@@ -415,6 +422,7 @@ def _stock_vision_encoder(place: Path, dtype: torch.dtype) -> Qwen3VLVisionModel
                 if name.removeprefix("model.").startswith("visual."):
                     state[name.split("visual.", 1)[1]] = file.get_tensor(name).to(dtype)
     stock.load_state_dict(state)
+    align_parameters(stock)
     return stock.float().eval()
 
 

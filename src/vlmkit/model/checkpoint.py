@@ -16,7 +16,7 @@ from transformers import __version__ as transformers_version
 
 from vlmkit import __version__
 from vlmkit.errors import CheckpointError
-from vlmkit.model.tensors import TensorReader, tensor_hash
+from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash
 from vlmkit.processing.processor import Processor
 
 PROVENANCE_FILE = "vlmkit.json"
@@ -131,6 +131,7 @@ def prove_export(directory: Path, *, model: Qwen3VLForConditionalGeneration, pro
         if tensor_hash(reader.read(name)) != tensor_hash(tensor):
             raise CheckpointError(f"{directory}: tensor {name} in the file differs from the model's.")
     reopened = AutoModelForImageTextToText.from_pretrained(directory, dtype=model.dtype, trust_remote_code=False).eval()
+    align_parameters(reopened)
     reprocessor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
     training = {module: module.training for module in model.modules()}
     model.eval()

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmkit.errors import CheckpointError
 
 INDEX_FILE = "model.safetensors.index.json"
+_ALIGNMENT_BYTES = 64
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -88,6 +89,17 @@ class TensorReader:
                 os.close(handle)
         self.reads[name] += 1
         return tensor
+
+
+def align_parameters(model: nn.Module) -> None:
+    """Move parameters that do not start at a multiple of 64 bytes to memory that does.
+
+    Matrix kernels on a CPU round differently by where an operand starts, and tensors mapped from a file start anywhere.
+    Two models with the same weights give the same bits only when both are aligned.
+    """
+    for parameter in model.parameters():
+        if parameter.data_ptr() % _ALIGNMENT_BYTES:
+            parameter.data = parameter.data.clone()
 
 
 def tensor_hash(tensor: Tensor) -> str:
