@@ -14,6 +14,7 @@ from tests.model.conftest import assembly, edited
 from vlmkit.errors import AssemblyError, CheckpointError
 from vlmkit.model import assembly as assembly_module
 from vlmkit.model.assembly import WholeCheckpoint
+from vlmkit.model.parts import restore_rotary_buffers
 from vlmkit.model.tensors import TensorReader, tensor_hash
 
 FC2 = "linear_fc2.weight"
@@ -173,6 +174,17 @@ def test_the_proof_leaves_the_weights_alone(tiny):
 
 def spoil_rope(model):
     model.model.language_model.rotary_emb.config.rope_parameters["rope_theta"] = 5e6
+    restore_rotary_buffers(model)
+
+
+def round_rope(model):
+    rotary = model.model.language_model.rotary_emb
+    rotary.inv_freq = rotary.inv_freq.bfloat16().float()
+
+
+def lose_rope(model):
+    rotary = model.model.visual.rotary_pos_emb
+    rotary.inv_freq = rotary.inv_freq.to("meta")
 
 
 def spoil_language_model(model):
@@ -187,6 +199,8 @@ def spoil_vision_encoder(model):
     ("spoil", "claim"),
     [
         (spoil_rope, "text-only logits equal the language model's"),
+        (round_rope, "text-only logits equal the language model's"),
+        (lose_rope, "every tensor is filled and its origin told"),
         (spoil_language_model, "text-only logits equal the language model's"),
         (spoil_vision_encoder, "vision features before the merger equal the source's"),
     ],

@@ -151,12 +151,15 @@ class Assembly:
             AssemblyError: a comparison failed.
         """
         assert vlm.report is not None
+        proofs = [_prove_tensors(vlm)]
+        if not proofs[0].holds:
+            vlm.report.proofs = proofs
+            raise AssemblyError(f"The assembled model failed its proof: {proofs[0].claim} ({proofs[0].detail}).")
         dtype = vlm.model.dtype
-        vlm.model.float()
+        vlm.model.float()  # rotary frequencies are in fp32 already: they are proved as they were built
         align_parameters(vlm.model)
-        restore_rotary_buffers(vlm.model)
         try:
-            proofs = [self._prove_language(vlm, dtype), self._prove_vision(vlm, dtype), _prove_tensors(vlm)]
+            proofs[:0] = [self._prove_language(vlm, dtype), self._prove_vision(vlm, dtype)]
         finally:
             cast(Any, vlm.model).to(dtype)  # widening and narrowing again changes nothing
             restore_rotary_buffers(vlm.model)
