@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 export WANDB_MODE := offline
 export TOKENIZERS_PARALLELISM := false
+# The tests run two at a time: a thread each, or they fight for the cores.
+test test-all: export OMP_NUM_THREADS := 1
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14

@@ -80,7 +80,14 @@ def test_a_run_directory_holds_what_is_promised(stage1):
 
 def test_stage2_takes_over_the_run_and_leaves_the_vision_blocks(stage1, tmp_path):
     run_dir, _ = stage1
-    output = run("train", "stage=stage2", f"init_from={run_dir}", f"run_dir={tmp_path}", "data.batch_size=4", "log.progress=false")
+    output = run(
+        "train",
+        "stage=stage2",
+        f"init_from={run_dir}",
+        f"run_dir={tmp_path}",
+        "data.batch_size=4",
+        "log.progress=false",
+    )
     assert "Taken over from" in output
     assert "24 rows read, 24 trained" in output
     changed = same(weights(tmp_path), weights(run_dir))
@@ -89,7 +96,12 @@ def test_stage2_takes_over_the_run_and_leaves_the_vision_blocks(stage1, tmp_path
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(manifest, tmp_path):
-    settings = ["trainer.max_epochs=3", "save.every_n_steps=2", "data.batch_size=3", "trainer.accumulate_grad_batches=2"]
+    settings = [
+        "trainer.max_epochs=3",
+        "save.every_n_steps=2",
+        "data.batch_size=3",
+        "trainer.accumulate_grad_batches=2",
+    ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run("train", *small(manifest, whole, *settings))
     process = start("train", *small(manifest, killed, *settings))
@@ -141,7 +153,10 @@ def test_a_sweep_gives_each_job_its_own_directory(manifest, tmp_path):
         (["resume_from=nowhere"], "resume_from=nowhere: no checkpoint"),
         (["optim.weight_decai=1"], "optim.weight_decay"),
         (["model=nope"], "vision2b_llm0_6b"),
-        (["freeze.vision_encoder=true", "freeze.merger=true", "freeze.language_model=true"], "nothing would be trained"),
+        (
+            ["freeze.vision_encoder=true", "freeze.merger=true", "freeze.language_model=true"],
+            "nothing would be trained",
+        ),
     ],
 )
 def test_wrong_turns_are_answered(overrides, message, tmp_path):

@@ -46,7 +46,7 @@ def pack_samples(samples: Sequence[Sample], processor: Processor, info: PackInfo
         See `vlmkit.batch.Batch`. Without media, a small grey image stands in, so that every rank runs the same modules.
 
     Raises:
-        ValueError: the number of visual tokens is not what the media make.
+        ValueError: the number of image or video tokens is not what the media make, or a first token is supervised.
     """
     samples = samples or [_idle_sample(processor)]
     geometry = processor.geometry
@@ -64,9 +64,10 @@ def pack_samples(samples: Sequence[Sample], processor: Processor, info: PackInfo
     images, frames = (
         (input_ids == token).nonzero()[:, 0] for token in (processor.image_token_id, processor.video_token_id)
     )
+    _check_counts("image", grids[~is_video], len(images), len(stills), geometry)
+    _check_counts("video", grids[is_video], len(frames), len(videos), geometry)
     grids = torch.cat([grids[~is_video], grids[is_video]])  # stills first, as their patches are embedded first
     visual_positions = torch.cat([images, frames])
-    _check_counts(grids, len(visual_positions), len(stills) + len(videos), geometry)
     num_media = len(grids)
     if num_media == 0:
         stills, grids = _dummy(stills, geometry)
@@ -103,11 +104,11 @@ def pack_samples(samples: Sequence[Sample], processor: Processor, info: PackInfo
     )
 
 
-def _check_counts(grids: Tensor, num_positions: int, num_patches: int, geometry: VisionGeometry) -> None:
+def _check_counts(kind: str, grids: Tensor, num_positions: int, num_patches: int, geometry: VisionGeometry) -> None:
     wanted = int(grids.prod(-1).sum())
     if num_patches != wanted or num_positions * geometry.merge_size**2 != wanted:
         raise ValueError(
-            f"{num_positions} visual tokens and {num_patches} patches stand in a pack whose media make "
+            f"{num_positions} {kind} tokens and {num_patches} patches stand in a pack whose {kind}s make "
             f"{wanted // geometry.merge_size**2} and {wanted}"
         )
 

@@ -13,11 +13,11 @@ import torch
 
 from vlmkit.data.dataset import PackDataset, PlanLoader, SlotSampler
 from vlmkit.data.dealing import Steps, deal
-from vlmkit.data.index import OK, Index
+from vlmkit.data.index import Index
 from vlmkit.data.indexing import build_index
 from vlmkit.data.manifest import resolve_sources
 from vlmkit.data.packing import Budget
-from vlmkit.data.plan import Order, Plan, PlanRows, make_plan
+from vlmkit.data.plan import Order, Plan, PlanRows, make_plan, rows_over
 from vlmkit.errors import ConfigError, DataError
 from vlmkit.processing.encode import Pixels
 from vlmkit.processing.media import PixelBudget
@@ -130,6 +130,7 @@ class PackedDataModule(L.LightningDataModule):
 
         Raises:
             DataError: a bad or over-long row where that is an error, or no row is left.
+            ConfigError: a row that no pack can hold, or a plan without rows or end.
         """
         self.processor = processor
         self.index: Index = build_index(
@@ -156,6 +157,7 @@ class PackedDataModule(L.LightningDataModule):
             num_supervised_tokens=index.num_supervised_tokens[chosen].astype(np.int64),
             num_patches=index.num_patches[chosen].astype(np.int64),
         )
+        self._check_budget(rows)
         try:
             self.plan: Plan = make_plan(
                 rows,
@@ -169,7 +171,7 @@ class PackedDataModule(L.LightningDataModule):
                 contents=[index.key],
             )
         except ValueError as error:
-            raise ConfigError(f"data: {error}. Raise data.tokens_per_batch or data.patches_per_batch.") from error
+            raise ConfigError(f"data: {error}. Check trainer.max_epochs, trainer.max_steps and the weights.") from error
 
     def steps(self, num_ranks: int, accumulate: int) -> Steps:
         """The packs that are left, dealt to so many ranks and micro-batches."""
@@ -218,7 +220,7 @@ class PackedDataModule(L.LightningDataModule):
             fault.reason: {"where": str(self.index.origin(fault.row)), "finding": fault.finding}
             for fault in reversed(self.index.faults)
         }
-        for reason in ("overlong", "text_only", "not_supervised"):
+        for reason in ("overlong", "text_only"):
             if len(found := np.flatnonzero(self.verdict == reason)):
                 first[reason] = {
                     "where": str(self.index.origin(int(found[0]))),
@@ -231,8 +233,6 @@ class PackedDataModule(L.LightningDataModule):
         index = self.index
         reasons = np.array(["trained", *index.reasons], dtype=object)
         self.verdict = reasons[index.verdict]
-        usable = index.verdict == OK
-        self.verdict[usable & (index.num_supervised_tokens == 0)] = "not_supervised"
         if require_media:
             self.verdict[(self.verdict == "trained") & (index.num_media == 0)] = "text_only"
         if self.max_tokens is not None:
@@ -247,9 +247,22 @@ class PackedDataModule(L.LightningDataModule):
                 "Raise data.max_tokens, lower data.image_max_pixels, or set data.overlong=drop, which counts them.",
             )
 
+    def _check_budget(self, rows: PlanRows) -> None:
+        """Refuse rows that exceed the budget of a pack by themselves."""
+        over = rows_over(rows, self.pack_budget)
+        if not len(over):
+            return
+        first = int(over[0])
+        raise ConfigError(
+            f"{self.index.origin(first)}: {self.index.num_tokens[first]} tokens and {self.index.num_patches[first]} "
+            f"vision patches, more than a pack may hold (data.tokens_per_batch={self.pack_budget.tokens}, "
+            f"data.patches_per_batch={self.pack_budget.patches}). {len(over)} of {len(rows)} rows do not fit. Raise "
+            "these, lower data.image_max_pixels, or drop long rows by data.max_tokens and data.overlong=drop."
+        )
+
     def _refuse(self, rows: Any, remedy: str) -> None:
         told = [
-            f"{self.index.origin(int(row))}: {self._finding(int(row), self.verdict[row])}"
+            f"{self.index.origin(int(row))}: {self._finding(int(row), str(self.verdict[row]))}"
             for row in rows[:MAX_FAULTS_SHOWN]
         ]
         more = f"\n... and {len(rows) - len(told)} more" if len(rows) > len(told) else ""
@@ -263,8 +276,6 @@ class PackedDataModule(L.LightningDataModule):
             return f"{self.index.num_tokens[row]} tokens, more than data.max_tokens={self.max_tokens}."
         if reason == "text_only":
             return "no image or video, so it trains nothing where only the merger learns."
-        if reason == "not_supervised":
-            return "no supervised token: the assistant says nothing."
         found = next((fault.finding for fault in self.index.faults if fault.row == row), None)
         return found or f"{reason}."
 

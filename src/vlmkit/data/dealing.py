@@ -155,7 +155,7 @@ def _balanced(packs: IntArray, weights: NDArray[np.float64], num_ranks: int) -> 
     """Arrange the packs of each step: (num_steps, group) to (num_steps, group / num_ranks, num_ranks)."""
     weight = np.where(packs == IDLE, -1.0, weights[packs] if len(weights) else 0.0)
     order = np.argsort(-weight, axis=1, kind="stable")
-    groups = np.take_along_axis(packs, order, axis=1).reshape(len(packs), -1, num_ranks)
+    groups = np.take_along_axis(packs, order, axis=1).reshape(len(packs), packs.shape[1] // num_ranks, num_ranks)
     loads = np.take_along_axis(weight, order, axis=1).reshape(groups.shape)
     arranged = np.empty_like(groups)
     total = np.zeros((len(packs), num_ranks))

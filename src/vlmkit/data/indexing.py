@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -349,8 +349,12 @@ def _scan_extent(path: Path, extent: Extent, file: Path, *, key: str, limit: int
         unit_scale=True,
         disable=None if total >= _MIN_BYTES_SHOWN else True,
     ) as bar:
+
+        def seen(done: int) -> None:
+            bar.update(done - bar.n)
+
         try:
-            for offsets, lengths in scan_rows(path, extent, seen=lambda done: bar.update(done - bar.n) and None):
+            for offsets, lengths in scan_rows(path, extent, seen=seen):
                 left = None if limit is None else limit - writer.num_rows
                 if left is not None and left <= 0:
                     break
@@ -422,7 +426,7 @@ def _make_directory(cache_dir: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Generator[None]:
     """Let one process at a time build the file; the others wait and then find it."""
     with open(path.with_suffix(".lock"), "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -270,7 +270,7 @@ class _Paths:
 
 
 def _images(row: dict[str, object], paths: _Paths) -> list[Part]:
-    return [ImagePart(paths.check(path, "image")) for path in _listed(row, "image")]
+    return [ImagePart(paths.check(path, "image")) for path in cast(list[str], _listed(row, "image"))]
 
 
 def _videos(row: dict[str, object], paths: _Paths) -> list[Part]:
@@ -291,7 +291,7 @@ def _is_image(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in _IMAGE_SUFFIXES
 
 
-def _listed(row: dict[str, object], noun: str, *, frames: bool = False) -> list[str]:
+def _listed(row: dict[str, object], noun: str, *, frames: bool = False) -> list[str | list[str]]:
     """What stands under `noun` or `nouns`; null, an empty string and an empty list mean nothing."""
     filled = [(key, row[key]) for key in (noun, f"{noun}s") if row.get(key) not in (None, "", [])]
     if len(filled) > 1:
@@ -312,7 +312,7 @@ def _listed(row: dict[str, object], noun: str, *, frames: bool = False) -> list[
                 "paths.",
                 reason="bad_media",
             )
-    return cast(list[str], entries)
+    return cast(list[str | list[str]], entries)
 
 
 def _all_strings(entries: list[object]) -> bool:

@@ -121,14 +121,14 @@ def make_plan(
         max_packs: Cut the plan after so many packs.
         order: `shuffled`; `grouped` (shuffled, but with rows of like length in a pack); `sequential` (as the
             manifests have them, every epoch the same).
-        heaviest_first: Change places between the first pack and the heaviest of the first epoch, so that memory that
+        heaviest_first: Change places between the first pack and the heaviest of its epoch, so that memory that
             does not suffice is found out at once.
         weights: How often the rows of each source are seen in an epoch; None: once.
         contents: What else the rows depend on, such as hashes of the manifests; goes into the key.
 
     Raises:
-        ValueError: no rows, no end (neither epochs nor packs), or a row that alone exceeds the budget (`rows_over`
-            names them).
+        ValueError: no rows, no end (neither epochs nor packs), weights that leave all epochs empty, or a row that alone
+            exceeds the budget (`rows_over` names them).
     """
     if not len(rows):
         raise ValueError("there is no row to train on")
@@ -136,20 +136,20 @@ def make_plan(
         raise ValueError("the plan needs an end: a number of epochs or of packs")
     if len(over := rows_over(rows, budget)):
         raise ValueError(f"{len(over)} rows exceed the budget of a pack by themselves, the first is row {over[0]}")
-    parts: list[tuple[IntArray, IntArray]] = []
+    parts: dict[int, tuple[IntArray, IntArray]] = {}
     num_packs = epoch = 0
     while (num_epochs is None or epoch < num_epochs) and (max_packs is None or num_packs < max_packs):
         chosen = draw_rows(rows, weights, seed=seed, epoch=epoch)
         packed = _pack_epoch(rows, chosen, budget, order, seed=seed, epoch=epoch) if len(chosen) else None
-        if epoch == 0 and packed is not None and heaviest_first:
-            packed = _heaviest_to_front(rows, *packed)
         if packed is not None:
-            parts.append(packed)
+            parts[epoch] = packed if parts or not heaviest_first else _heaviest_to_front(rows, *packed)
             num_packs += len(packed[1]) - 1
         epoch += 1
         if not num_packs and epoch > 1_000_000:
             raise ValueError("the weights are too small: a million epochs hold no row")
-    settings = {
+    if not parts:
+        raise ValueError(f"the weights are too small: {num_epochs} epochs hold no row")
+    settings: dict[str, object] = {
         "version": _VERSION,
         "seed": seed,
         "budget": asdict(budget),
@@ -249,11 +249,11 @@ def _sums(values: IntArray, starts: IntArray) -> IntArray:
 
 
 def _assembled(
-    rows: PlanRows, parts: list[tuple[IntArray, IntArray]], max_packs: int | None, budget: Budget, *, key: str
+    rows: PlanRows, parts: dict[int, tuple[IntArray, IntArray]], max_packs: int | None, budget: Budget, *, key: str
 ) -> Plan:
-    chosen = np.concatenate([part for part, _ in parts])
-    sizes = np.concatenate([np.diff(starts) for _, starts in parts])[:max_packs]
-    epochs = np.concatenate([np.full(len(starts) - 1, epoch) for epoch, (_, starts) in enumerate(parts)])[:max_packs]
+    chosen = np.concatenate([part for part, _ in parts.values()])
+    sizes = np.concatenate([np.diff(starts) for _, starts in parts.values()])[:max_packs]
+    epochs = np.concatenate([np.full(len(starts) - 1, epoch) for epoch, (_, starts) in parts.items()])[:max_packs]
     starts = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(sizes)))
     chosen = chosen[: starts[-1]]
     return Plan(

@@ -148,7 +148,7 @@ def _whole_lines(fd: int, extent: Extent) -> Iterator[tuple[int, NDArray[np.uint
 
 
 def _read_into(fd: int, buffer: NDArray[np.uint8], position: int) -> int:
-    return os.preadv(fd, [cast(bytearray, memoryview(buffer))], position)
+    return os.preadv(fd, [memoryview(cast(bytearray, buffer))], position)
 
 
 def _strip_line_ends(
@@ -277,7 +277,7 @@ def _rows_and_gaps(
         if row > done:
             yield starts[done:row], ends[done:row] - starts[done:row]
             state.num_rows += int(row) - done
-        state.gap_start, state.comma_due = int(gap_starts[row]), state.comma_due or row > 0
+        state.gap_start, state.comma_due = int(gap_starts[row]), state.comma_due or bool(row > 0)
         yield from _gap_rows(fd, state, int(starts[row]), path, last=False)
         done = int(row)
     yield starts[done:], ends[done:] - starts[done:]

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vlmkit.demo import corpus as corpus_module
-from vlmkit.demo import shapes as shapes_module
 from vlmkit.demo.cache import cache_root, recipe_key, written_once
+from vlmkit.demo.corpus import corpus
 
 if TYPE_CHECKING:
     from transformers import (
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
         Qwen3VLProcessor,
     )
 
-    from vlmkit.model.assembly import Assembly
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -140,22 +138,10 @@ def tiny_checkpoints(cache_dir: Path | None = None) -> TinyPaths:
     Raises:
         VlmkitError: the cache cannot be written, or files were deleted from it.
     """
-    key = recipe_key(__file__, *(str(module.__file__) for module in (corpus_module, shapes_module)))
+    sources = (str(Path(__file__).with_name(name)) for name in ("corpus.py", "shapes.py"))
+    key = recipe_key(__file__, *sources)
     root = written_once((cache_dir or cache_root()) / f"tiny-{key}", _write)
     return TinyPaths(vision_language=root / "vision_language", language_model=root / "language_model")
-
-
-def tiny_assembly(**settings: object) -> Assembly:
-    """The assembly of the two tiny checkpoints, with what else `vlmkit.model.assembly.Assembly` takes.
-
-    Raises:
-        VlmkitError: the cache cannot be written, or files were deleted from it.
-    """
-    from vlmkit.model.assembly import Assembly
-
-    paths = tiny_checkpoints()
-    parts = {"vision_encoder": str(paths.vision_language), "language_model": str(paths.language_model)}
-    return Assembly(**{**parts, **settings})
 
 
 def _write(root: Path) -> None:
@@ -178,7 +164,7 @@ def train_tokenizer() -> Qwen2Tokenizer:
     trained.normalizer, trained.pre_tokenizer = pipeline.normalizer, pipeline.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=NUM_MERGED_TOKENS, initial_alphabet=alphabet, show_progress=False)
-    trained.train_from_iterator(corpus_module.corpus(), trainer)
+    trained.train_from_iterator(corpus(), trainer)
     model = json.loads(trained.to_str())["model"]
     vocabulary: dict[str, int] = model["vocab"]
     return Qwen2Tokenizer(
@@ -197,7 +183,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen3VLProcessor:
     """Qwen3-VL's processor with the pixel limits of the demo."""
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
-    geometry = {
+    geometry: dict[str, Any] = {
         "patch_size": VISION["patch_size"],
         "temporal_patch_size": VISION["temporal_patch_size"],
         "merge_size": VISION["spatial_merge_size"],
@@ -252,13 +238,14 @@ def make_language_model(tokenizer: Qwen2Tokenizer) -> Qwen3ForCausalLM:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     rope = {"rope_type": "default", "rope_theta": LANGUAGE_MODEL_ROPE_BASE}
-    config = Qwen3Config(**_text_settings(tokenizer), **LANGUAGE_MODEL, rope_parameters=rope)
+    settings: dict[str, Any] = {**_text_settings(tokenizer), **LANGUAGE_MODEL, "rope_parameters": rope}
+    config = Qwen3Config(**settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED + 1)
         return Qwen3ForCausalLM(config)
 
 
-def _text_settings(tokenizer: Qwen2Tokenizer) -> dict[str, object]:
+def _text_settings(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
     return {
         "vocab_size": VOCABULARY_ROWS,
         "max_position_embeddings": 8192,

@@ -38,8 +38,8 @@ QUESTIONS = {
     "place": "Where is the shape?",
 }
 """The question of each category. None tells the number of shapes, but the place is asked of a single shape only."""
-SHAPES_SHARES = {1: 0.4, 2: 0.2, 3: 0.2, 4: 0.2}
-"""How often each number of shapes is drawn: more often one, since only then there is a place to ask for."""
+SHAPES_SHARES = {1: 0.7, 2: 0.1, 3: 0.1, 4: 0.1}
+"""How often each number of shapes is drawn for training: mostly one, since only then there is a place to ask for."""
 _RADII = range(10, 15)
 _SUPERSAMPLING = 2
 
@@ -153,7 +153,7 @@ def held_out_scenes(seed: int, *, num_held_out: int) -> list[Scene]:
     scenes: dict[Scene, None] = {}
     while len(scenes) < num_held_out:
         single = _category(len(scenes)) == "place"
-        scenes.setdefault(_draw_scene(rng, 1 if single else _draw_number(rng)))
+        scenes.setdefault(_draw_scene(rng, 1 if single else rng.randint(1, max(SHAPES_SHARES))))
     return list(scenes)
 
 

@@ -75,7 +75,7 @@ class PackedVLM(nn.Module):
         if len(batch["targets"]) == 0:
             return PackedOutput(loss_sum=0.0 * hidden.float().sum(), token_losses=hidden.new_zeros(0))
         states = hidden.index_select(0, batch["supervised_positions"])
-        weight = cast(Tensor, self.hf.lm_head.weight)
+        weight = self.hf.lm_head.weight
         loss_sum, losses = linear_cross_entropy(states, weight, batch["targets"], chunk=self.head_chunk)
         return PackedOutput(loss_sum=loss_sum, token_losses=losses)
 

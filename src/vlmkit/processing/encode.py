@@ -152,11 +152,12 @@ def encode_prompt(conversation: Conversation, processor: Processor) -> dict[str,
     ids = torch.tensor([encoded.ids])
     kinds = (ids == processor.image_token_id).long() + 2 * (ids == processor.video_token_id).long()
     prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds}
-    for kind, values, grids in (
+    kinds_of_media: tuple[tuple[type[ImagePart | VideoPart], str, str], ...] = (
         (ImagePart, "pixel_values", "image_grid_thw"),
         (VideoPart, "pixel_values_videos", "video_grid_thw"),
-    ):
-        chosen = [number for number, part in enumerate(conversation.media) if isinstance(part, kind)]
+    )
+    for kind, values, grids in kinds_of_media:
+        chosen = [number for number, part in enumerate(conversation.media) if type(part) is kind]
         if chosen:
             prompt[values] = torch.cat([_with_copies(patches[number], kind, processor) for number in chosen])
             prompt[grids] = torch.tensor([layouts[number].grid for number in chosen])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +132,7 @@ def load_frames(part: VideoPart, indices: list[int]) -> Tensor:
 
 
 @contextmanager
-def _opened(part: ImagePart) -> Iterator[Image.Image]:
+def _opened(part: ImagePart) -> Generator[Image.Image]:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(part.source, Path):

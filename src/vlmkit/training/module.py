@@ -45,11 +45,7 @@ class TrainingModule(L.LightningModule):
         self.model: PackedVLM | None = None
         self.groups: list[Group] = []
         self.token_losses = torch.empty(0)
-
-    @property
-    def strict_loading(self) -> bool:
-        """Frozen tensors stand in no checkpoint of ours; `on_load_checkpoint` checks the rest."""
-        return False
+        self.strict_loading = False  # frozen tensors stand in no checkpoint; `on_load_checkpoint` checks the rest
 
     @property
     def packed(self) -> PackedVLM:

@@ -55,7 +55,9 @@ class Checkpointer(Callback):
         """Remember where the run starts."""
         self.step = self.saved_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Save if a step has just ended and its turn has come."""
         if trainer.global_step == self.step:
             return

@@ -43,15 +43,14 @@ class GradientReceipt(Callback):
             name: fingerprint(p) for name, p in pl_module.packed.hf.named_parameters() if not p.requires_grad
         }
         self.silent = {name for group in pl_module.groups for name, _ in group.parameters}
-        self.seen, self.has_media = 0, False
+        self.seen, self.has_media, self.step = 0, False, trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Forget the step's media once it is over."""
-        if trainer.fit_loop.epoch_loop._should_accumulate():
-            return
-        self.has_media = False
+        if trainer.global_step != self.step:
+            self.step, self.has_media = trainer.global_step, False
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int

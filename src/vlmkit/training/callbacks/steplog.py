@@ -68,7 +68,9 @@ class StepLog(Callback):
                 total=self.num_steps(), initial=self.step, unit="step", disable=not self.progress, dynamic_ncols=True
             )
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """The time since the last batch was spent waiting for this one."""
         self.waited += time.perf_counter() - self.batch_ended
 

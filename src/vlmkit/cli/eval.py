@@ -1,0 +1,121 @@
+"""`vlmkit-eval`: ask a checkpoint the questions of benchmarks, score the answers, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from vlmkit.config import benchmark_nodes, build, options_of, run_command
+from vlmkit.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from vlmkit.evaluation.benchmark import Benchmark
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_command("vlmkit-eval", "eval", _task)
+
+
+def _task(config: DictConfig) -> None:
+    nodes = benchmark_nodes(config.benchmarks, config.benchmark_options)
+    if not nodes:
+        print("Benchmarks: " + ", ".join(options_of("eval")))
+        return
+    if config.use_llm_judge:
+        raise ConfigError("use_llm_judge=true: none of the benchmarks here needs a judge; they are scored by rule.")
+    from vlmkit.cli.quiet import hush
+
+    hush()
+    benchmarks = [_benchmark(node, config) for node in nodes.values()]
+    directory = None if config.rescore and config.output_dir else _model_directory(config)
+    output_dir = _output_dir(config, directory)
+    _evaluate(config, benchmarks, directory, output_dir)
+
+
+def _evaluate(config: DictConfig, benchmarks: list[Benchmark], directory: Path | None, output_dir: Path) -> None:
+    from vlmkit.evaluation.aggregate import aggregate
+    from vlmkit.evaluation.report import table, write_reports
+    from vlmkit.evaluation.runner import RunSettings, run_benchmark, score_records
+    from vlmkit.generation.backend import GenerationBackend, GenerationParams
+
+    try:
+        params = GenerationParams(max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    settings = RunSettings(
+        output_dir=output_dir,
+        max_samples=config.max_samples_per_benchmark,
+        params=params,
+        verbose=config.verbose,
+        progress=config.progress,
+    )
+    checkpoint = {"path": str(directory or config.ckpt)}
+    if config.rescore:
+        found = {one.name: score_records(one, settings) for one in benchmarks}
+    else:
+        backend = build(config.backend, GenerationBackend, directory=directory)
+        checkpoint |= backend.identity
+        found = {one.name: run_benchmark(one, backend, settings) for one in benchmarks}
+    figures = {one.name: aggregate(one, found[one.name]) for one in benchmarks}
+    summary = write_reports(output_dir, checkpoint=checkpoint, benchmarks=figures)
+    print(table(figures))
+    print(f"\nEvery answer: {output_dir}/<benchmark>/records.jsonl; figures: {summary}")
+
+
+def _benchmark(node: DictConfig, config: DictConfig) -> Benchmark:
+    """Make a benchmark; settings of the command line that concern all fill in what its file leaves open."""
+    from vlmkit.evaluation.benchmark import Benchmark
+
+    for name in ("prompt_suffix", "data_root", "protocol"):
+        if name in node and config[name] is not None:
+            node[name] = config[name]
+    return build(node, Benchmark)
+
+
+def _model_directory(config: DictConfig) -> Path:
+    """The Hugging Face directory to evaluate: of a run, or as given; without `ckpt`, the model the config assembles.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if config.ckpt is None:
+        return _assembled(config)
+    place = Path(config.ckpt).expanduser()
+    exported = sorted(place.glob("checkpoints/hf_step-*"), key=lambda path: int(path.name.split("-")[1]))
+    for directory in (place / "hf", *reversed(exported), place):
+        if (directory / "config.json").is_file() and not (directory / "config.yaml").is_file():
+            return directory
+    raise CheckpointError(
+        f"ckpt={config.ckpt}: no model there. Name a finished run directory or a Hugging Face directory."
+    )
+
+
+def _assembled(config: DictConfig) -> Path:
+    import torch
+
+    from vlmkit.cli.training import model_source
+    from vlmkit.model.checkpoint import save_hf
+    from vlmkit.processing.processor import load_processor
+
+    source = model_source(config.model)
+    vlm = source.build(dtype=torch.float32)
+    directory = Path(config.output_dir or "runs/eval") / "model"
+    print(f"No ckpt given: evaluating the model as assembled, untrained, in {directory}.")
+    processor = load_processor(source.processor_source)
+    return save_hf(model=vlm.model, processor=processor, directory=directory, provenance=vlm.provenance)
+
+
+def _output_dir(config: DictConfig, directory: Path | None) -> Path:
+    if config.output_dir:
+        return Path(config.output_dir).expanduser()
+    if config.ckpt is None or directory is None:
+        return Path("runs/eval")
+    place = Path(config.ckpt).expanduser()
+    return place / "eval" if place != directory else place.with_name(f"{place.name}-eval")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""`records.jsonl`: one line per answered case, appended and synced before the next batch; nothing here needs a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
+Record = dict[str, Any]
+FIELDS = (
+    "key", "id", "benchmark", "prompt", "media", "answer", "extracted", "expected", "score", "outcome", "tokens", "seconds",
+)  # fmt: skip
+"""Fields of a record; `category` stands beside them, and `error` where a case failed."""
+
+
+def record_key(*, identity: Mapping[str, str], benchmark: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
+    """Hash of all that decides the answers: weights, processor, template, task, decoding. Another key, another answer."""
+    told = json.dumps({"identity": identity, "benchmark": benchmark, "decoding": decoding}, sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def read_records(path: Path) -> list[Record]:
+    """Records of a file, as far as its lines are whole; a torn end is cut off the file, and said.
+
+    A kill in the middle of a write leaves half a line; what stands before it is kept.
+    """
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    records: list[Record] = []
+    good = 0
+    for line in content.splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+            assert line.endswith(b"\n")
+            records.append({**record, "id": record["id"], "key": record["key"]})
+        except (ValueError, KeyError, TypeError, AssertionError):
+            break
+        good += len(line)
+    if good < len(content):
+        _log.warning(
+            "%s: cut back to its last whole record (%d bytes of a torn one dropped).", path, len(content) - good
+        )
+        with path.open("r+b") as file:
+            file.truncate(good)
+    return records
+
+
+def append_records(path: Path, records: Iterable[Record]) -> None:
+    """Write records to the end of the file and onto the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_records(path: Path, records: Iterable[Record]) -> None:
+    """Write the whole file anew, aside and renamed."""
+    aside = path.with_suffix(".writing")
+    aside.unlink(missing_ok=True)
+    append_records(aside, records)
+    aside.rename(path)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename records of another key, so that they are neither lost nor used."""
+    number = 1
+    while (old := path.with_name(f"records.old-{number}.jsonl")).exists():
+        number += 1
+    path.rename(old)
+    return old

@@ -1,0 +1,85 @@
+"""Figures to files and to the terminal: `metrics.json`, `summary.json`, `summary.md`, a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "vlmkit.summary/1"
+Figures = Mapping[str, Any]
+
+
+def write_reports(output_dir: Path, *, checkpoint: Mapping[str, str], benchmarks: Mapping[str, Figures]) -> Path:
+    """Write every report of an evaluation directory.
+
+    Args:
+        output_dir: Evaluation directory.
+        checkpoint: Path and hashes of what was evaluated.
+        benchmarks: Figures of each benchmark by name, from `aggregate`.
+
+    Returns:
+        Path of `summary.json`.
+    """
+    for name, figures in benchmarks.items():
+        folder = output_dir / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(_json({"schema": "vlmkit.metrics/1", "benchmark": name, **figures}))
+    summary = output_dir / "summary.json"
+    summary.write_text(_json({"schema": SCHEMA, "checkpoint": dict(checkpoint), "benchmarks": dict(benchmarks)}))
+    (output_dir / "summary.md").write_text(markdown(benchmarks, checkpoint))
+    return summary
+
+
+def table(benchmarks: Mapping[str, Figures]) -> str:
+    """The table for a terminal: score with its standard error, n, parse rate, metric, protocol, time."""
+    rows = [_HEAD, *(_row(name, figures) for name, figures in benchmarks.items())]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    notes = [_baseline(name, figures) for name, figures in benchmarks.items() if figures.get("baselines")]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], *notes])
+
+
+def markdown(benchmarks: Mapping[str, Figures], checkpoint: Mapping[str, str]) -> str:
+    """`summary.md`: the same table, then one by category."""
+    lines = ["# Evaluation", "", *(f"- {name}: `{value}`" for name, value in checkpoint.items()), ""]
+    lines += _markdown_table([_HEAD, *(_row(name, figures) for name, figures in benchmarks.items())])
+    for name, figures in benchmarks.items():
+        if figures.get("baselines"):
+            lines += ["", _baseline(name, figures)]
+        if figures["by_category"]:
+            rows = [("category", "score", "n", "parsed")]
+            rows += [
+                (category, _score(of), str(of["n"]), f"{of['parsed']:.1%}")
+                for category, of in figures["by_category"].items()
+            ]
+            lines += ["", f"## {name} by category", "", *_markdown_table(rows)]
+    return "\n".join(lines) + "\n"
+
+
+_HEAD = ("benchmark", "score", "n", "parsed", "metric", "protocol", "seconds")
+
+
+def _row(name: str, figures: Figures) -> tuple[str, ...]:
+    parsed, seconds = f"{figures['parsed']:.1%}", f"{figures['seconds']:.1f}"
+    return name, _score(figures), str(figures["n"]), parsed, figures["metric"], figures["protocol"], seconds
+
+
+def _score(figures: Figures) -> str:
+    spread = "" if figures["stderr"] is None else f" ± {figures['stderr']:.1f}"
+    return f"{figures['score']:.1f}{spread}"
+
+
+def _baseline(name: str, figures: Figures) -> str:
+    told = ", ".join(f"{baseline.replace('_', ' ')} {score:.1f}" for baseline, score in figures["baselines"].items())
+    return f"{name}, without a model: {told}"
+
+
+def _markdown_table(rows: list[tuple[str, ...]]) -> list[str]:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, default=str) + "\n"

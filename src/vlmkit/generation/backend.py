@@ -1,0 +1,58 @@
+"""What generates: a protocol, its parameters, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from vlmkit.conversation import Conversation
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationParams:
+    """How answers are decoded: greedily, so that they can be reproduced.
+
+    Attributes:
+        max_new_tokens: Most tokens of an answer.
+        batch_size: Conversations decoded together.
+    """
+
+    max_new_tokens: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One answer.
+
+    Attributes:
+        text: Without special tokens; empty where it failed.
+        num_tokens: New tokens, the end token included.
+        seconds: Its share of the batch's time.
+        error: Why there is no answer; None where there is one.
+    """
+
+    text: str
+    num_tokens: int
+    seconds: float
+    error: str | None = None
+
+
+@runtime_checkable
+class GenerationBackend(Protocol):
+    """Answers conversations that end with a user turn."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Hashes of everything that decides an answer besides the conversation: parts of every record's key."""
+        ...
+
+    def generate(self, conversations: Sequence[Conversation], params: GenerationParams) -> list[Generation]:
+        """Answer each conversation; one that cannot be encoded comes back with its error, and ends nothing."""
+        ...

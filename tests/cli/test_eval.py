@@ -1,0 +1,110 @@
+"""`vlmkit-eval` as its users run it: a killed run, another model at the same path, scoring again, wrong turns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.training.conftest import run, start
+
+FIELDS = {
+    "key",
+    "id",
+    "benchmark",
+    "prompt",
+    "media",
+    "answer",
+    "extracted",
+    "expected",
+    "score",
+    "outcome",
+    "tokens",
+    "seconds",
+}
+QUICK = ["max_new_tokens=3", "batch_size=4", "progress=false"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    """A copy of its own, since a test changes the weights."""
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    shutil.copytree(tiny.vision_language, directory)
+    return directory
+
+
+def records(output_dir):
+    lines = (output_dir / "shapes" / "records.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def test_a_killed_evaluation_goes_on_and_equals_a_whole_one(model, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    output = run("eval", f"ckpt={model}", f"output_dir={whole}", "max_samples_per_benchmark=64", *QUICK)
+    assert "text only guesser" in output
+    process = start("eval", f"ckpt={model}", f"output_dir={killed}", "max_samples_per_benchmark=64", *QUICK)
+    path = killed / "shapes" / "records.jsonl"
+    while not path.exists() or not path.stat().st_size:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = len(path.read_text().splitlines())
+    path.write_text(path.read_text() + '{"torn')
+    output = run("eval", f"ckpt={model}", f"output_dir={killed}", "max_samples_per_benchmark=64", *QUICK)
+    assert 0 < before <= 64
+    assert "cut back to its last whole record" in output
+    assert records(killed) == records(whole)
+    assert len(records(whole)) == 64
+    assert all(record.keys() >= FIELDS - {"seconds"} for record in records(whole))
+    summary = json.loads((whole / "summary.json").read_text())
+    told = summary["benchmarks"]["shapes"]
+    right = sum(record["score"] for record in records(whole))
+    assert told["score"] == pytest.approx(100 * right / 64)
+    assert told["n"] == 64
+    assert told["baselines"]["text_only_guesser"] < 45
+
+
+def test_other_weights_at_the_same_path_are_noticed(model, tmp_path):
+    settings = [f"ckpt={model}", f"output_dir={tmp_path}", "max_samples_per_benchmark=4", *QUICK]
+    run("eval", *settings)
+    first = records(tmp_path)
+    weights = load_file(model / "model.safetensors")
+    weights["model.language_model.norm.weight"] *= -1
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    output = run("eval", *settings)
+    assert "are not used again" in output
+    assert {record["key"] for record in records(tmp_path)}.isdisjoint({record["key"] for record in first})
+    assert (tmp_path / "shapes" / "records.old-1.jsonl").is_file()
+
+
+def test_scoring_again_needs_no_model(model, tmp_path):
+    run("eval", f"ckpt={model}", f"output_dir={tmp_path}", "max_samples_per_benchmark=4", *QUICK)
+    path = tmp_path / "shapes" / "records.jsonl"
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    told[0] |= {"answer": f" {told[0]['expected'].upper()}. "}
+    path.write_text("".join(json.dumps(record) + "\n" for record in told))
+    output = run("eval", "ckpt=nowhere", f"output_dir={tmp_path}", "rescore=true", "max_samples_per_benchmark=4")
+    assert records(tmp_path)[0]["outcome"] == "right"
+    assert "25.0" in output or "50.0" in output or "75.0" in output or "100.0" in output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "status", "message"),
+    [
+        (["benchmarks=[]"], 0, "chartqa, realworldqa, shapes"),
+        (["benchmarks=[chartq]"], 1, "Did you mean chartqa?"),
+        (["benchmark_options.shapes.suffix=x"], 1, "shapes"),
+        (["ckpt=nowhere"], 1, "ckpt=nowhere: no model there"),
+        (["use_llm_judge=true"], 1, "needs a judge"),
+        (["batch_size=0", "max_samples_per_benchmark=1"], 1, "batch_size must be at least 1"),
+    ],
+)
+def test_answers_to_wrong_turns(overrides, status, message, tmp_path):
+    output = run("eval", f"output_dir={tmp_path}", *overrides, status=status)
+    assert message in output
+    assert "Traceback" not in output
