@@ -169,8 +169,8 @@ def train_tokenizer() -> Qwen2Tokenizer:
     vocabulary: dict[str, int] = model["vocab"]
     return Qwen2Tokenizer(
         vocab=vocabulary | {token: len(vocabulary) + number for number, token in enumerate(SPECIAL_TOKENS)},
-        merges=[tuple(merge) for merge in model["merges"]],
-        unk_token=None,
+        merges=[tuple(merge) for merge in model["merges"]],  # pyright: ignore[reportArgumentType]  # pairs are what it takes
+        unk_token=None,  # pyright: ignore[reportArgumentType]  # None is: no such token
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=list(SPECIAL_TOKENS[1:]),
