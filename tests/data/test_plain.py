@@ -65,7 +65,9 @@ def test_every_format_gives_the_same_rows(
     for path in [*named, "memory://vlmkit-test/rows.jsonl.gz"]:
         index = indexed(path)
         assert same(index, plain), path
-        assert [index.conversation(row).turns for row in range(3)] == [plain.conversation(row).turns for row in range(3)]
+        assert [index.conversation(row).turns for row in range(3)] == [
+            plain.conversation(row).turns for row in range(3)
+        ]
         assert str(index.origin(3)) == f"{path}:4"
 
 

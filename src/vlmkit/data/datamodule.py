@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from vlmkit.data.dataset import PackDataset, PlanLoader, SlotSampler
 from vlmkit.data.dealing import Steps, deal
 from vlmkit.data.index import Index
 from vlmkit.data.indexing import build_index
+from vlmkit.data.judging import OnBadRow, judge
 from vlmkit.data.manifest import resolve_sources
+from vlmkit.data.overlong import OVERLONG, Overlong
 from vlmkit.data.packing import Budget
 from vlmkit.data.plan import Order, Plan, PlanRows, make_plan, rows_over
 from vlmkit.errors import ConfigError, DataError
@@ -23,22 +24,20 @@ from vlmkit.processing.encode import Pixels
 from vlmkit.processing.media import PixelBudget
 from vlmkit.processing.processor import Processor
 
-MAX_FAULTS_SHOWN = 5
-
 
 class PackedDataModule(L.LightningDataModule):
     """Counts, plans and loads the rows of one or more manifests.
 
     Args:
         name: What reports call this data.
-        sources: Manifests: paths, or mappings with `path` and, as wanted, `root`, `weight`, `name`.
+        sources: Manifests: paths, or mappings with `path` and, as wanted, `root`, `weight`, `name`, pixel limits.
         root: Directory that media paths are relative to; None: each manifest's own.
         allow_absolute_paths: Whether rows may name media outside the root.
         limit: Only the first so many rows, of all sources together and in their order.
         image_min_pixels, image_max_pixels, video_min_pixels, video_max_pixels, video_fps, video_max_frames: See
             `PixelBudget`.
         max_tokens: Longest row; media tokens are never cut.
-        overlong: What happens to a longer one: `error` or `drop`.
+        overlong: What happens to a longer one: `error`, `drop`, `shrink_media` or `drop_turns`.
         on_bad_row: `error`, or `skip` (counted in `report.json`).
         batch_size: Rows in a pack; or
         tokens_per_batch: Most tokens in a pack, and
@@ -66,8 +65,8 @@ class PackedDataModule(L.LightningDataModule):
         video_fps: float | None,
         video_max_frames: int | None,
         max_tokens: int | None,
-        overlong: str,
-        on_bad_row: str,
+        overlong: Overlong,
+        on_bad_row: OnBadRow,
         batch_size: int | None,
         tokens_per_batch: int | None,
         patches_per_batch: int | None,
@@ -79,7 +78,7 @@ class PackedDataModule(L.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        _check_choice("overlong", overlong, ("error", "drop"))
+        _check_choice("overlong", overlong, OVERLONG)
         _check_choice("on_bad_row", on_bad_row, ("error", "skip"))
         _check_choice("order", order, ("shuffled", "grouped", "sequential"))
         _check_choice("pixels", pixels, ("uint8", "float32"))
@@ -98,8 +97,8 @@ class PackedDataModule(L.LightningDataModule):
             video_max_frames=video_max_frames,
         )
         self.max_tokens = max_tokens
-        self.overlong = overlong
-        self.on_bad_row = on_bad_row
+        self.overlong: Overlong = overlong
+        self.on_bad_row: OnBadRow = on_bad_row
         self.pack_budget = Budget(
             rows=None if tokens_per_batch else batch_size, tokens=tokens_per_batch, patches=patches_per_batch
         )
@@ -139,24 +138,25 @@ class PackedDataModule(L.LightningDataModule):
             cache_dir=self.cache_dir,
             limit=self.limit,
             allow_absolute_paths=self.allow_absolute_paths,
-            num_processes=0,
+            num_processes=self.num_workers,
         )
-        self._judge(require_media)
-        chosen = np.flatnonzero(self.verdict == "trained")
-        if not len(chosen):
+        self.judgement = judge(
+            self.index,
+            processor,
+            on_bad_row=self.on_bad_row,
+            max_tokens=self.max_tokens,
+            overlong=self.overlong,
+            require_media=require_media,
+            num_processes=self.num_workers,
+        )
+        rows = self.judgement.plan_rows()
+        if not len(rows):
+            told = ", ".join(f"{count} {word}" for word, count in self.judgement.counts().items())
             raise DataError(
-                f"data: none of the {len(self.index)} rows can be trained on ({self._told_counts()}). Check data.sources, "
-                "data.root and data.max_tokens.",
+                f"data: none of the {len(self.index)} rows can be trained on ({told}). Check data.sources, data.root "
+                "and data.max_tokens.",
                 reason="no_rows",
             )
-        index = self.index
-        rows = PlanRows(
-            row=chosen.astype(np.int64),
-            source=index.source[chosen].astype(np.int64),
-            num_tokens=index.num_tokens[chosen].astype(np.int64),
-            num_supervised_tokens=index.num_supervised_tokens[chosen].astype(np.int64),
-            num_patches=index.num_patches[chosen].astype(np.int64),
-        )
         self._check_budget(rows)
         try:
             self.plan: Plan = make_plan(
@@ -168,7 +168,7 @@ class PackedDataModule(L.LightningDataModule):
                 order=self.order,
                 heaviest_first=self.heaviest_first,
                 weights=[source.weight for source in self.sources],
-                contents=[index.key],
+                contents=[self.index.key],
             )
         except ValueError as error:
             raise ConfigError(f"data: {error}. Check trainer.max_epochs, trainer.max_steps and the weights.") from error
@@ -187,7 +187,7 @@ class PackedDataModule(L.LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches
         slots = self.steps(self.trainer.world_size, accumulate).slots(self.trainer.global_rank)
         return PlanLoader(
-            PackDataset(index=self.index, processor=self.processor, pixels=self.pixels),
+            PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits),
             sampler=SlotSampler(slots, num_done=self.start_step * accumulate),
             batch_size=None,
             num_workers=self.num_workers,
@@ -202,50 +202,7 @@ class PackedDataModule(L.LightningDataModule):
 
         `read = trained + skipped + masked + overlong` holds by construction.
         """
-        by_source: dict[str, Any] = {}
-        for number, source in enumerate(self.sources):
-            verdicts = self.verdict[self.index.source == number]
-            counts = Counter(verdicts.tolist())
-            skipped = {reason: count for reason, count in counts.items() if reason not in ("trained", "overlong")}
-            by_source[source.name] = {
-                "path": str(source.path),
-                "read": len(verdicts),
-                "trained": counts["trained"],
-                "skipped": sum(skipped.values()),
-                "masked": 0,
-                "overlong": counts["overlong"],
-                "skipped_by_reason": skipped,
-            }
-        first = {
-            fault.reason: {"where": str(self.index.origin(fault.row)), "finding": fault.finding}
-            for fault in reversed(self.index.faults)
-        }
-        for reason in ("overlong", "text_only"):
-            if len(found := np.flatnonzero(self.verdict == reason)):
-                first[reason] = {
-                    "where": str(self.index.origin(int(found[0]))),
-                    "finding": self._finding(int(found[0]), reason),
-                }
-        return {"sources": by_source, "first_of_each": first}
-
-    def _judge(self, require_media: bool) -> None:
-        """Say of every row what becomes of it: `trained`, `overlong`, or the reason why it is skipped."""
-        index = self.index
-        reasons = np.array(["trained", *index.reasons], dtype=object)
-        self.verdict = reasons[index.verdict]
-        if require_media:
-            self.verdict[(self.verdict == "trained") & (index.num_media == 0)] = "text_only"
-        if self.max_tokens is not None:
-            self.verdict[(self.verdict == "trained") & (index.num_tokens > self.max_tokens)] = "overlong"
-        bad = ~np.isin(self.verdict, ["trained", "overlong", "text_only"])
-        if bad.any() and self.on_bad_row == "error":
-            self._refuse(np.flatnonzero(bad), "data.on_bad_row=skip trains on the others and counts these.")
-        overlong = np.flatnonzero(self.verdict == "overlong")
-        if len(overlong) and self.overlong == "error":
-            self._refuse(
-                overlong,
-                "Raise data.max_tokens, lower data.image_max_pixels, or set data.overlong=drop, which counts them.",
-            )
+        return self.judgement.accounting(self.plan.rows)
 
     def _check_budget(self, rows: PlanRows) -> None:
         """Refuse rows that exceed the budget of a pack by themselves."""
@@ -253,34 +210,13 @@ class PackedDataModule(L.LightningDataModule):
         if not len(over):
             return
         first = int(over[0])
+        place = int(np.searchsorted(rows.row, first))
         raise ConfigError(
-            f"{self.index.origin(first)}: {self.index.num_tokens[first]} tokens and {self.index.num_patches[first]} "
+            f"{self.index.origin(first)}: {rows.num_tokens[place]} tokens and {rows.num_patches[place]} "
             f"vision patches, more than a pack may hold (data.tokens_per_batch={self.pack_budget.tokens}, "
             f"data.patches_per_batch={self.pack_budget.patches}). {len(over)} of {len(rows)} rows do not fit. Raise "
             "these, lower data.image_max_pixels, or drop long rows by data.max_tokens and data.overlong=drop."
         )
-
-    def _refuse(self, rows: Any, remedy: str) -> None:
-        told = [
-            f"{self.index.origin(int(row))}: {self._finding(int(row), str(self.verdict[row]))}"
-            for row in rows[:MAX_FAULTS_SHOWN]
-        ]
-        more = f"\n... and {len(rows) - len(told)} more" if len(rows) > len(told) else ""
-        listed = "\n".join(told)
-        raise DataError(
-            f"{listed}{more}\n{len(rows)} of {len(self.index)} rows cannot be used. {remedy}", reason="bad_rows"
-        )
-
-    def _finding(self, row: int, reason: str) -> str:
-        if reason == "overlong":
-            return f"{self.index.num_tokens[row]} tokens, more than data.max_tokens={self.max_tokens}."
-        if reason == "text_only":
-            return "no image or video, so it trains nothing where only the merger learns."
-        found = next((fault.finding for fault in self.index.faults if fault.row == row), None)
-        return found or f"{reason}."
-
-    def _told_counts(self) -> str:
-        return ", ".join(f"{count} {reason}" for reason, count in Counter(self.verdict.tolist()).most_common())
 
 
 def _one_thread(_: int) -> None:

@@ -11,6 +11,8 @@ from vlmkit.batch import Batch, Sample
 from vlmkit.data.collation import PackInfo, pack_samples
 from vlmkit.data.dealing import Slot
 from vlmkit.data.index import Index
+from vlmkit.data.manifest import processors_of
+from vlmkit.data.overlong import Fits
 from vlmkit.errors import DataError
 from vlmkit.processing.encode import Pixels, encode_example
 from vlmkit.processing.processor import Processor
@@ -23,11 +25,14 @@ class PackDataset(Dataset[Batch]):
         index: Where rows are and what they were counted as.
         processor: Encodes them.
         pixels: See `encode_example`.
+        fits: How over-long rows were made to fit.
     """
 
-    def __init__(self, *, index: Index, processor: Processor, pixels: Pixels) -> None:
+    def __init__(self, *, index: Index, processor: Processor, pixels: Pixels, fits: Fits | None = None) -> None:
         self.index = index
         self.processor = processor
+        self.processors = processors_of(index.sources, processor)
+        self.fits = fits or Fits(None)
         self.pixels: Pixels = pixels
 
     def __getitem__(self, slot: Slot) -> Batch:
@@ -44,8 +49,13 @@ class PackDataset(Dataset[Batch]):
         return pack_samples(samples, self.processor, info)
 
     def _encode(self, row: int) -> Sample:
-        sample = encode_example(self.index.conversation(row), self.processor, pixels=self.pixels)
-        found, counted = len(sample["input_ids"]), int(self.index.num_tokens[row])
+        conversation, processor = self.index.conversation(row), self.processors[int(self.index.source[row])]
+        counted = int(self.index.num_tokens[row])
+        if (place := self.fits.place(row)) is not None:
+            conversation, processor = self.fits.apply(place, conversation, processor)
+            counted = int(self.fits.num_tokens[place])
+        sample = encode_example(conversation, processor, pixels=self.pixels)
+        found = len(sample["input_ids"])
         if found != counted:
             raise DataError(
                 f"has {found} tokens now and had {counted} when it was counted: one of its media has changed. "

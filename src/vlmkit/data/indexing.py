@@ -402,6 +402,7 @@ def _index_key(
         "schema": SCHEMA,
         "contents": contents,
         "roots": [str(source.root.resolve()) for source in sources],
+        "limits": [dict(source.limits) for source in sources],
         "processor": processor.fingerprint,
         "limit": limit,
         "allow_absolute_paths": allow_absolute_paths,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import cast
 
@@ -22,6 +22,7 @@ import orjson
 
 from vlmkit.conversation import Conversation, ImagePart, Part, Role, TextPart, Turn, VideoPart
 from vlmkit.errors import ConfigError, DataError, Origin
+from vlmkit.processing.processor import PIXEL_LIMITS, Processor
 
 ROLES: Mapping[str, Role] = {
     "human": "user",
@@ -34,7 +35,7 @@ ROLES: Mapping[str, Role] = {
 _PLACEHOLDER = re.compile("(<image>|<video>)")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-_SOURCE_KEYS = ("path", "root", "weight", "name")
+_SOURCE_KEYS = ("path", "root", "weight", "name", *PIXEL_LIMITS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class Source:
         root: Directory that media paths in it are relative to.
         weight: How often its rows are seen in an epoch: 0.5 is every other row, 2.5 is each two or three times.
         name: What reports call it.
+        limits: Pixel limits of its own, by name (see `PIXEL_LIMITS`); the others are those of all data.
         plain: Local file with the same rows as plain JSON, where `path` is not that itself; set by the index.
     """
 
@@ -53,6 +55,7 @@ class Source:
     root: Path
     weight: float = 1.0
     name: str
+    limits: Mapping[str, int] = field(default_factory=dict[str, int])
     plain: Path | None = None
 
     def __post_init__(self) -> None:
@@ -66,7 +69,7 @@ class Source:
 
 
 def resolve_sources(sources: Sequence[str | Path | Mapping[str, object]], *, root: str | Path | None) -> list[Source]:
-    """Read `data.sources`: a path, or a mapping with `path` and, as wanted, `root`, `weight` and `name`.
+    """Read `data.sources`: a path, or a mapping with `path` and, as wanted, `root`, `weight`, `name`, pixel limits.
 
     Args:
         sources: As written in the configuration.
@@ -99,9 +102,27 @@ def _resolve_source(
         raise ConfigError(f"{where}: weight must be a number, got {weight!r}.")
     name = _free_name(str(told.get("name") or PurePath(path).stem), taken)
     try:
-        return Source(path=path, root=_root(told.get("root"), root, path, where), weight=float(weight), name=name)
+        return Source(
+            path=path,
+            root=_root(told.get("root"), root, path, where),
+            weight=float(weight),
+            name=name,
+            limits=_limits(told, where),
+        )
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _limits(told: Mapping[str, object], where: str) -> dict[str, int]:
+    limits: dict[str, int] = {}
+    for name in PIXEL_LIMITS:
+        limit = told.get(name)
+        if limit is None:
+            continue
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ConfigError(f"{where}.{name}: must be a positive number of pixels, got {limit!r}.")
+        limits[name] = limit
+    return limits
 
 
 def _manifest_path(told: object, where: str) -> Path | str:
@@ -130,6 +151,18 @@ def _root(own: object, common: str | Path | None, path: Path | str, where: str) 
 def is_remote(path: str | Path) -> bool:
     """Whether a manifest is named by a URL (any that fsspec knows) rather than by a path."""
     return "://" in str(path)
+
+
+def processors_of(sources: Sequence[Source], processor: Processor) -> list[Processor]:
+    """What the rows of each source are encoded with: the processor, with the source's own pixel limits.
+
+    Raises:
+        ConfigError: limits of a source that do not go with those of all data.
+    """
+    try:
+        return [processor.with_limits(**source.limits) if source.limits else processor for source in sources]
+    except ValueError as error:
+        raise ConfigError(f"data.sources: {error}.") from error
 
 
 def _free_name(name: str, taken: set[str]) -> str:

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmkit.data.manifest import Source, decode_row
+from vlmkit.data.manifest import Source, decode_row, processors_of
 from vlmkit.errors import DataError, Origin
 from vlmkit.processing.encode import Measure, measure_example
 from vlmkit.processing.processor import Processor
@@ -67,12 +68,20 @@ class Outcome:
     faults: tuple[BlockFault, ...]
 
 
+class BlockMeter(Protocol):
+    """What measures a block; travels to other processes."""
+
+    def measure_block(self, block: Block) -> Outcome:
+        """Read and measure the rows of a block."""
+        ...
+
+
 class RowMeter:
-    """Measures rows of some sources with one processor."""
+    """Measures rows of some sources, each with its pixel limits."""
 
     def __init__(self, sources: Sequence[Source], processor: Processor, *, allow_absolute_paths: bool) -> None:
         self._sources = tuple(sources)
-        self._processor = processor
+        self._processors = processors_of(sources, processor)
         self._allow_absolute_paths = allow_absolute_paths
 
     def measure_block(self, block: Block) -> Outcome:
@@ -100,7 +109,7 @@ class RowMeter:
         try:
             conversation = decode_row(text, origin=origin, root=root, allow_absolute_paths=self._allow_absolute_paths)
             in_media = bool(conversation.media)
-            measure = measure_example(conversation, self._processor)
+            measure = measure_example(conversation, self._processors[source])
             if not measure.num_supervised_tokens:
                 raise DataError("no token of the row is supervised. Drop the row.", reason="no_supervised_tokens")
         except DataError as error:
@@ -108,7 +117,7 @@ class RowMeter:
         return measure
 
 
-def measure_blocks(blocks: Iterable[Block], meter: RowMeter, *, num_processes: int) -> Iterator[Outcome]:
+def measure_blocks(blocks: Iterable[Block], meter: BlockMeter, *, num_processes: int) -> Iterator[Outcome]:
     """Measure blocks, in their order.
 
     Args:
@@ -130,10 +139,10 @@ def measure_blocks(blocks: Iterable[Block], meter: RowMeter, *, num_processes: i
             waiting.extend(pool.submit(_measure_in_process, block) for block in islice(source, 1))
 
 
-_meter_of_process: list[RowMeter] = []
+_meter_of_process: list[BlockMeter] = []
 
 
-def _start_process(meter: RowMeter) -> None:
+def _start_process(meter: BlockMeter) -> None:
     import torch
 
     torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -14,6 +15,9 @@ from typing import Any
 
 from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.processing.media import PixelBudget
+
+PIXEL_LIMITS = ("image_min_pixels", "image_max_pixels", "video_min_pixels", "video_max_pixels")
+"""Names of the limits that a source of data may have for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,26 @@ class Processor:
         named = self.hf.tokenizer.special_tokens_map
         words = {name: list(map(str, word)) if isinstance(word, list) else str(word) for name, word in named.items()}
         return {"tools": None, "documents": None, **words}
+
+    def with_limits(self, **limits: int | None) -> Processor:
+        """The same processor with other pixel limits; what is None or not named stays.
+
+        Tokenizer and template are shared. What it saves as Hugging Face files are the limits of the original.
+
+        Args:
+            limits: `image_min_pixels`, `image_max_pixels`, `video_min_pixels`, `video_max_pixels`.
+
+        Raises:
+            ValueError: a limit that is not positive, or a least that exceeds the most.
+        """
+        told = {name: limit for name, limit in limits.items() if limit is not None}
+        if unknown := sorted(set(told) - set(PIXEL_LIMITS)):
+            raise ValueError(f"{unknown[0]} is no pixel limit; there are {', '.join(PIXEL_LIMITS)}")
+        changed = copy.copy(self)
+        vars(changed).pop("fingerprint", None)
+        vars(changed).update({name: int(limit) for name, limit in told.items()})
+        PixelBudget(**{name: getattr(changed, name) for name in PIXEL_LIMITS})
+        return changed
 
     def __getstate__(self) -> dict[str, Any]:
         """Travel to a worker without the compiled template, which is made anew there."""
