@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class Index:
         self.num_patches: NDArray[np.int32] = columns["num_patches"]
         self.num_media: NDArray[np.int32] = columns["num_media"]
         self.verdict: NDArray[np.uint8] = columns["verdict"]
-        self._starts = np.searchsorted(self.source, np.arange(len(self.sources)))
+        self._starts: list[int] = np.searchsorted(self.source, np.arange(len(self.sources))).tolist()
         self._files: dict[int, int] = {}
         weakref.finalize(self, _close_all, self._files)
 
@@ -106,7 +107,7 @@ class Index:
     def origin(self, row: int) -> Origin:
         """File and row (counted from 1) of a row."""
         source = int(self.source[row])
-        return Origin(str(self.sources[source].path), row - int(self._starts[source]) + 1)
+        return Origin(str(self.sources[source].path), row - self._starts[source] + 1)
 
     def reason(self, row: int) -> str | None:
         """Why a row cannot be used; None where it can."""
@@ -115,10 +116,11 @@ class Index:
 
     def read(self, row: int) -> bytes:
         """The text of a row, from its manifest."""
-        source = int(self.source[row])
-        if source not in self._files:
-            self._files[source] = os.open(self.sources[source].file, os.O_RDONLY | os.O_CLOEXEC)
-        return os.pread(self._files[source], int(self.length[row]), int(self.offset[row]))
+        source = bisect_right(self._starts, row) - 1
+        file = self._files.get(source)
+        if file is None:
+            file = self._files[source] = os.open(self.sources[source].file, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(file, self.length.item(row), self.offset.item(row))
 
     def conversation(self, row: int) -> Conversation:
         """Parse and check a row.

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = Literal["uint8", "float32"]
+_SHORT_TEXT = 2
+_MAX_SHORT_TEXTS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,13 +256,23 @@ def _stretches(rendered: Rendered, processor: Processor) -> Iterator[tuple[int, 
 
 
 def _tokenise(texts: list[str], processor: Processor) -> list[Encoding]:
-    """Ids and character offsets of each text; special tokens in it are plain text."""
+    """Ids and character offsets of each text; special tokens in it are plain text.
+
+    The line breaks between turns come again and again: they are tokenised once.
+    """
+    known = processor.encodings
+    fresh = [text for text in texts if text not in known]
     backend = processor.hf.tokenizer.backend_tokenizer
     backend.encode_special_tokens = True
     try:
-        return backend.encode_batch(texts, add_special_tokens=False)
+        found = iter(backend.encode_batch(fresh, add_special_tokens=False))
     finally:
         backend.encode_special_tokens = False
+    encodings = [known[text] if text in known else next(found) for text in texts]
+    for text, encoding in zip(texts, encodings, strict=True):
+        if len(text) <= _SHORT_TEXT and len(known) < _MAX_SHORT_TEXTS:
+            known[text] = encoding
+    return encodings
 
 
 def _supervised(rendered: Rendered, start: int, text: str, found: Encoding) -> list[bool]:

@@ -50,6 +50,7 @@ class Processor:
         geometry: How images are cut.
         image_token_id, video_token_id: What stands in `input_ids` for each visual token.
         shapes: What the template writes around texts, by the shape of a conversation; kept by `supervision`.
+        encodings: Very short texts as tokenised; kept by `encode`.
         pixel_mean, pixel_std: Per channel, in units of a byte: normalised = (byte - mean) / std.
     """
 
@@ -57,6 +58,7 @@ class Processor:
         image, video = hf.image_processor, hf.video_processor
         self.hf = hf
         self.shapes: dict[Hashable, object] = {}
+        self.encodings: dict[str, Any] = {}
         self.geometry = VisionGeometry(
             patch_size=image.patch_size,
             temporal_patch_size=image.temporal_patch_size,
@@ -141,8 +143,8 @@ class Processor:
         return changed
 
     def __getstate__(self) -> dict[str, Any]:
-        """Travel to a worker without the compiled template, which is made anew there."""
-        return {name: value for name, value in vars(self).items() if name != "template"}
+        """Travel to a worker without the compiled template and what was tokenised; both are made anew there."""
+        return {name: value for name, value in vars(self).items() if name != "template"} | {"encodings": {}}
 
     def save(self, directory: Path) -> None:
         """Write processor, tokenizer, template and pixel limits as Hugging Face files."""
