@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmkit.conversation import ImagePart, VideoPart
 from vlmkit.errors import DataError
@@ -16,6 +16,7 @@ from vlmkit.processing.video import VideoHeader, read_frames, read_header
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.PngImagePlugin import PngImageFile
     from torch import Tensor
 
 MAX_ASPECT_RATIO = 200
@@ -23,6 +24,8 @@ MAX_ASPECT_RATIO = 200
 MAX_DECODED_PIXELS = 178_956_970
 """Refused before decoding (PIL's own limit for decompression bombs: a quarter of a gigabyte of RGB)."""
 _ORIENTATION_TAG = 0x0112
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_EXIF_CHUNKS = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +66,40 @@ def image_size(part: ImagePart) -> tuple[int, int]:
     """
     with _opened(part) as image:
         width, height = image.size
-        if image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8):
-            width, height = height, width
-    _check_size(height, width, _name(part))
-    return height, width
+        _check_size(height, width, _name(part))  # before anything that may decode
+        turned = _orientation(image) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8.
+
+    PIL decodes a whole PNG to look for EXIF behind its pixels; that is done only where its chunks say there may be some.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngImageFile
+
+    if isinstance(image, PngImageFile) and not _may_hold_late_exif(image):
+        return Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    return image.getexif().get(_ORIENTATION_TAG, 1)
+
+
+def _may_hold_late_exif(image: PngImageFile) -> bool:
+    """Whether a PNG has chunks behind its pixels that can hold EXIF (PNG specification, 3rd edition, section 5.6)."""
+    file: Any = image.fp
+    place = file.tell()
+    try:
+        file.seek(len(_PNG_SIGNATURE))
+        pixels_seen = False
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if pixels_seen and kind in _EXIF_CHUNKS:
+                return True
+            pixels_seen = pixels_seen or kind == b"IDAT"
+            file.seek(length + 4, io.SEEK_CUR)
+        return False
+    finally:
+        file.seek(place)
 
 
 def load_image(part: ImagePart) -> Tensor:
@@ -141,7 +174,11 @@ def _opened(part: ImagePart) -> Generator[Image.Image]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked on the size
         try:
             image = Image.open(io.BytesIO(part.source) if isinstance(part.source, bytes) else part.source)
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        except Image.DecompressionBombError as error:
+            raise DataError(
+                f"image {_name(part)!r} is refused undecoded: {error} Scale it down on disk.", reason="too_many_pixels"
+            ) from error
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             raise DataError(
                 f"image {_name(part)!r} cannot be read as an image ({error}). Replace the file or drop the row.",
                 reason="unreadable_media",
