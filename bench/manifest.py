@@ -39,11 +39,12 @@ MIN_TEXT_ROWS_PER_SECOND = 3500
 NUM_READ = 20_000
 NUM_WORKER_READ = 5_000
 NUM_TEXT_ROWS = 4_000
-WORDS = (
+SAID = (
     "the a red blue green square circle person horse old stone bridge near left right of on is are there what which "
     "how many do you see in this image please describe it briefly shows standing holding under bright sky caf\u00e9 "
     '"quoted" 12 3.5 yes no'
-).split()  # noqa: SIM905 - a list literal would fill a page
+)
+WORDS = SAID.split()
 
 
 def main() -> int:

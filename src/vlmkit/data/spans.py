@@ -26,12 +26,11 @@ Spans = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Offsets of first bytes, and lengths in bytes, of consecutive rows."""
 
 _CHUNK_BYTES = 1 << 22
+_STRUCTURE_BYTES = 1 << 20
 _NEWLINE, _CARRIAGE_RETURN, _SPACE = 10, 13, 32
 _COMMA, _OPEN, _CLOSE, _QUOTE, _BACKSLASH = 44, 123, 125, 34, 92
 _BOM = b"\xef\xbb\xbf"
 _WHITESPACE = b" \t\r\n"
-_STRUCTURAL = np.zeros(256, dtype=np.bool_)
-_STRUCTURAL[[_OPEN, _CLOSE, ord("["), ord("]"), _QUOTE, _BACKSLASH]] = True
 _SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,"]+', re.DOTALL)
 
 
@@ -201,13 +200,14 @@ class _State:
 def _scan_structure(fd: int, extent: Extent, path: Path, seen: Callable[[int], None]) -> Iterator[Spans]:
     """Spans of an array of any layout: brackets outside strings, by whole chunks."""
     state = _State(gap_start=extent.start)
-    buffer = np.empty(_CHUNK_BYTES, dtype=np.uint8)
+    buffer = np.empty(min(_CHUNK_BYTES, _STRUCTURE_BYTES), dtype=np.uint8)
+    marks = _Marks(len(buffer))
     position, carried_escape = extent.start, False
     while position < extent.end:
         chunk = buffer[: _read_into(fd, buffer[: min(len(buffer), extent.end - position)], position)]
         if not len(chunk):
             break
-        places, values, carried_escape = _structural_bytes(chunk, carried_escape)
+        places, values, carried_escape = _structural_bytes(chunk, marks, carried_escape)
         opened, closed = _row_edges(places, values, state, position, path)
         yield from _rows_and_gaps(fd, opened, closed, state, path)
         position += len(chunk)
@@ -217,19 +217,41 @@ def _scan_structure(fd: int, extent: Extent, path: Path, seen: Callable[[int], N
     yield from _gap_rows(fd, state, extent.end, path, last=True)
 
 
+class _Marks:
+    """Marks bytes in a chunk, in memory that is taken once: fresh pages would cost more than the marking."""
+
+    def __init__(self, size: int) -> None:
+        self._folded = np.empty(size, dtype=np.uint8)
+        self._found = np.empty(size, dtype=np.bool_)
+        self._more = np.empty(size, dtype=np.bool_)
+
+    def structure(self, chunk: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Brackets and quotes; valid until the next call."""
+        folded, found, more = (part[: len(chunk)] for part in (self._folded, self._found, self._more))
+        np.bitwise_or(chunk, 0x20, out=folded)  # '[' becomes '{', ']' becomes '}', and nothing else does
+        np.equal(folded, _OPEN, out=found)
+        for place, byte in ((folded, _CLOSE), (chunk, _QUOTE)):
+            np.equal(place, byte, out=more)
+            np.logical_or(found, more, out=found)
+        return found
+
+    def backslashes(self, chunk: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Places of backslashes."""
+        return np.flatnonzero(np.equal(chunk, _BACKSLASH, out=self._more[: len(chunk)]))
+
+
 def _structural_bytes(
-    chunk: NDArray[np.uint8], escape_carried: bool
+    chunk: NDArray[np.uint8], marks: _Marks, escape_carried: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8], bool]:
     """Places and values of brackets and unescaped quotes; whether the chunk ends with an open escape."""
-    marked = _STRUCTURAL[chunk]
-    backslashes = np.flatnonzero(chunk == _BACKSLASH)
+    marked = marks.structure(chunk)
+    backslashes = marks.backslashes(chunk)
     escape_open = False
     if escape_carried:
         marked[0] = False
     if len(backslashes):
         if escape_carried and backslashes[0] == 0:
             backslashes = backslashes[1:]  # this one is itself escaped
-        marked[backslashes] = False
         breaks = np.flatnonzero(np.diff(backslashes) != 1)
         run_starts = backslashes[np.concatenate(([0], breaks + 1))] if len(backslashes) else backslashes
         run_ends = backslashes[np.concatenate((breaks, [len(backslashes) - 1]))] if len(backslashes) else backslashes
