@@ -63,7 +63,7 @@ def find_extent(path: Path) -> Extent:
             raise DataError(
                 "the manifest is empty. Check data.sources.", reason="empty_file", origin=Origin(str(path), 1)
             )
-        if head[start : start + 1] != b"[":
+        if head[start : start + 1] != b"[" or _begins_with_a_whole_line(head[start:]):
             return Extent(layout="lines", start=start, end=size)
         end = _closing_bracket(file, size, path)
     inside = head[start + 1 :]
@@ -71,6 +71,12 @@ def find_extent(path: Path) -> Extent:
     first = head[start : head.find(b"\n", start) if b"\n" in head[start:] else len(head)].rstrip()
     by_line = first.startswith(b"{") and first.endswith((b"},", b"}")) and b"\n" in head[start:]
     return Extent(layout="array_lines" if by_line else "array", start=min(start, end), end=end)
+
+
+def _begins_with_a_whole_line(text: bytes) -> bool:
+    """Whether the first line is an array of its own and more follows: a row that is a list, not a manifest that is."""
+    line, _, rest = text.partition(b"\n")
+    return line.rstrip().endswith(b"]") and bool(rest.strip()) and _is_json(line)
 
 
 def _leading_space(text: bytes) -> int:
