@@ -29,6 +29,8 @@ from vlmkit.errors import ConfigError, VlmkitError
 T = TypeVar("T")
 RUN_DIR_VARIABLE = "VLMKIT_RUN_DIR"
 """Hands the run directory of the first rank to the ranks it starts: `${now:}` would give each its own."""
+TAKEN_OVER_VARIABLE = "VLMKIT_TAKEN_OVER"
+"""Tells the ranks that a rank starts which groups were added to its command line by `with_saved_choices`."""
 
 
 def conf_dir() -> Path:
@@ -209,28 +211,47 @@ def choices() -> dict[str, str]:
 
 def chosen_by_user(group: str) -> bool:
     """Whether the command line names an option of a group, as in `data=llava`."""
+    if group in os.environ.get(TAKEN_OVER_VARIABLE, "").split(","):
+        return False
     return any(override.split("=")[0].lstrip("+") == group for override in task_overrides())
 
 
-def taken_over(config_name: str, saved: DictConfig, groups: Iterable[str]) -> DictConfig:
+def taken_over(config: DictConfig, saved: DictConfig, groups: Iterable[str]) -> DictConfig:
     """This command's config with whole groups taken over from a saved run, unless the command line says otherwise.
 
-    A group the user chose by name stays the user's. Of the others, single settings on the command line still win, and
-    the rest of the config is composed as it would be with the saved run's options.
+    A group the user chose by name stays the user's; of the others, single settings on the command line still win.
 
     Args:
-        config_name: Primary config of the command.
+        config: As composed, with the saved run's options (see `with_saved_choices`).
         saved: The saved run's config, as `save_config` wrote it.
         groups: Names of the groups to take over.
     """
     kept = [group for group in groups if not chosen_by_user(group)]
-    options = [f"{group}={saved.choices[group]}" for group in kept]
-    own = [override for override in task_overrides() if override.split("=")[0].split(".")[0].lstrip("+~") not in kept]
-    config = hydra.compose(config_name, overrides=[*options, *own])
     for group in kept:
         config[group] = saved[group]
-    changed = [override for override in task_overrides() if override.split(".")[0] in kept and "=" in override]
+    changed = [override for override in task_overrides() if "=" in override and override.split(".")[0] in kept]
     return OmegaConf.merge(config, OmegaConf.from_dotlist(changed))  # type: ignore[return-value]
+
+
+def with_saved_choices(arguments: list[str], groups: Iterable[str]) -> list[str]:
+    """Command line arguments with the group options of the run that `init_from=` names, where the user gives none.
+
+    So a command composes on what the run was composed on: `data.sources=` of a run on `data=llava` is known, and the
+    recipe of another model's file is not mixed in. What was added is kept in the environment, for ranks started by this
+    process.
+    """
+    named = [argument.removeprefix("init_from=") for argument in arguments if argument.startswith("init_from=")]
+    if not named or os.environ.get(TAKEN_OVER_VARIABLE):
+        return arguments
+    place = Path(named[-1].strip("'\"")).expanduser()
+    options = {"model": "qwen3_vl"}
+    if (place / "config.yaml").is_file():
+        saved = read_config(place)
+        options = {group: str(saved.choices[group]) for group in groups}
+    given = {argument.split("=")[0].lstrip("+") for argument in arguments}
+    added = {group: option for group, option in options.items() if group not in given}
+    os.environ[TAKEN_OVER_VARIABLE] = ",".join(added)
+    return [*arguments, *(f"{group}={option}" for group, option in added.items())]
 
 
 def save_config(config: DictConfig, run_dir: Path) -> None:

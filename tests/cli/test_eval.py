@@ -98,7 +98,7 @@ def test_scoring_again_needs_no_model(model, tmp_path):
     [
         (["benchmarks=[]"], 0, "chartqa, realworldqa, shapes"),
         (["benchmarks=[chartq]"], 1, "Did you mean chartqa?"),
-        (["benchmark_options.shapes.suffix=x"], 1, "shapes"),
+        (["benchmark_options.shapes.prompt_sufix=x"], 1, "Did you mean prompt_suffix?"),
         (["ckpt=nowhere"], 1, "ckpt=nowhere: no model there"),
         (["use_llm_judge=true"], 1, "needs a judge"),
         (["batch_size=0", "max_samples_per_benchmark=1"], 1, "batch_size must be at least 1"),

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from vlmkit.config import run_command
 from vlmkit.errors import ConfigError
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def _task(config: DictConfig) -> None:
     from vlmkit.cli.quiet import hush
     from vlmkit.cli.training import model_source
     from vlmkit.model.assembly import Assembly
-    from vlmkit.model.checkpoint import prove_export, save_hf
+    from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
     from vlmkit.processing.processor import load_processor
 
     hush()
@@ -34,11 +34,12 @@ def _task(config: DictConfig) -> None:
         raise ConfigError(
             "model: this is a whole checkpoint, there is nothing to assemble. Choose a model= made of parts."
         )
-    vlm = source.build(dtype=getattr(torch, config.dtype))
+    out = Path(config.out).expanduser().absolute()
+    check_replaceable(out)  # before the long part
+    vlm = source.build(dtype=source.stored_dtype() if config.dtype == "auto" else getattr(torch, config.dtype))
     source.prove(vlm)
     assert vlm.report is not None
     processor = load_processor(vlm.processor_source)
-    out = Path(config.out).expanduser()
     save_hf(model=vlm.model, processor=processor, directory=out, provenance=vlm.provenance)
     prove_export(out, model=vlm.model, processor=processor)
     (out / "report.txt").write_text(vlm.report.to_text())

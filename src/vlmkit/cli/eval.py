@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point of the console script."""
+    # The options of single benchmarks stand in their own files; Hydra wants a ++ for what is not composed yet.
+    sys.argv[1:] = [re.sub(r"^benchmark_options\.", "++benchmark_options.", argument) for argument in sys.argv[1:]]
     run_command("vlmkit-eval", "eval", _task)
 
 

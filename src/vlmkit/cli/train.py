@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 from omegaconf import DictConfig
 
-from vlmkit.config import run_command, run_directory
+from vlmkit.config import run_command, run_directory, with_saved_choices
 
 
 def main() -> None:
     """Entry point of the console script."""
+    sys.argv[1:] = with_saved_choices(sys.argv[1:], ("data", "model"))
     run_command("vlmkit-train", "train", _task)
 
 

@@ -21,7 +21,7 @@ from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.model.assembly import VLM, Assembly, WholeCheckpoint
 from vlmkit.model.attention import choose_kernel
-from vlmkit.model.checkpoint import prove_export, save_hf
+from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
 from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
@@ -64,6 +64,7 @@ class Run:
 def train(config: DictConfig, run_dir: Path) -> None:
     """Train as the config says; leave checkpoints, `hf/`, `train.jsonl` and `report.json` in the run directory."""
     started = time.perf_counter()
+    check_replaceable(run_dir / "hf")  # not found out after the training
     config = with_starting_weights(config)
     L.seed_everything(config.seed, verbose=False)
     run = wire(config, run_dir)
@@ -110,7 +111,7 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
         )
     if weights != place:
         saved = read_config(place)
-        config = taken_over("train", saved, TAKEN_OVER)
+        config = taken_over(config, saved, TAKEN_OVER)
         print(
             f"Taken over from {place}: data={saved.choices['data']}, model={saved.choices['model']}, unless overridden."
         )

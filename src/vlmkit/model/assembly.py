@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Generator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -19,13 +21,14 @@ from transformers import (
     GenerationConfig,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLVisionModel,
 )
 
 from vlmkit.errors import AssemblyError, CheckpointError
 from vlmkit.model.merge import check_tokenizers, merge_configs
 from vlmkit.model.parts import restore_rotary_buffers
-from vlmkit.model.report import AssemblyReport, FieldOrigin, Proof, TensorOrigin
-from vlmkit.model.tensors import TensorReader, tensor_hash
+from vlmkit.model.report import AssemblyReport, FieldOrigin, Origin, Proof, TensorOrigin
+from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash, weight_files
 
 MergerInit = Literal["crop", "random"]
 _PROOF_TEXT_TOKENS = (1, 17, 160)
@@ -58,9 +61,9 @@ class Assembly:
             the template's.
         template: Vision-language checkpoint that gives the config, the processor and what is not swapped; None: the
             vision encoder's.
-        merger_init: Where the language model's width is not the one that the merger was made for: `crop` keeps the
-            first rows of each merger's last layer (a wider language model: keeps all rows and draws the missing ones
-            anew), `random` draws its last layer anew. A merger that fits is copied.
+        merger_init: How the last layer of the merger and of each DeepStack merger is made. `crop` copies it where the
+            language model has the width it was made for, keeps its first rows where that is narrower, and where that
+            is wider keeps all rows and draws the missing ones anew. `random` draws it anew in any case.
         processor: Directory or hub id of the processor; None: the template's.
         seed: Of what is drawn anew.
         prove: Whether training proves the assembly before it starts (`vlmkit-assemble` always does).
@@ -90,22 +93,34 @@ class Assembly:
         self.seed = seed
         self.proves = prove
 
+    def stored_dtype(self) -> torch.dtype:
+        """The type that most tensors of the language model have in its files.
+
+        Raises:
+            CheckpointError: files are missing or damaged.
+        """
+        reader = TensorReader(resolve(self.language_model, key="model.language_model"))
+        return Counter(reader.dtype(name) for name in reader.names).most_common(1)[0][0]
+
     def build(self, *, dtype: torch.dtype) -> VLM:
         """Assemble: configs merged, model made on the meta device, every tensor read once into its place.
 
         Raises:
-            AssemblyError: the parts do not fit, or a tensor is missing or has another shape.
+            AssemblyError: the parts do not fit; a tensor is missing, has another shape, or has no place in the model.
             CheckpointError: files are missing or damaged.
         """
         places = {
             part: resolve(getattr(self, part), key=f"model.{part}")
             for part in ("template", "vision_encoder", "language_model")
         }
-        config, fields = self._merged(places)
+        config, fields = self._merged(places, dtype)
         with torch.device("meta"):
             model = Qwen3VLForConditionalGeneration(config)
         readers = {part: TensorReader(places[part]) for part in ("vision_encoder", "language_model")}
         tensors = [self._fill(model, name, readers, dtype) for name in _wanted(model)]
+        drawn = {tensor.name for tensor in tensors if tensor.origin == "new"}
+        for part, reader in readers.items():
+            _refuse_leftovers(reader, part, drawn, key=f"model.{part}", source=getattr(self, part))
         model.tie_weights()
         restore_rotary_buffers(model)
         model.eval()
@@ -127,17 +142,24 @@ class Assembly:
     def prove(self, vlm: VLM) -> None:
         """Compare with the sources, in fp32: the language model's logits on text, the vision encoder's features.
 
+        Both sides are rounded to the type of the assembled weights first. The source is loaded by the stock classes, so
+        for this while memory holds the assembled model and one source after the other, each in fp32.
+
         Fills in `vlm.report.proofs`. The model's weights are the same afterwards, bit for bit.
 
         Raises:
             AssemblyError: a comparison failed.
         """
         assert vlm.report is not None
+        proofs = [_prove_tensors(vlm)]
+        if not proofs[0].holds:
+            vlm.report.proofs = proofs
+            raise AssemblyError(f"The assembled model failed its proof: {proofs[0].claim} ({proofs[0].detail}).")
         dtype = vlm.model.dtype
-        vlm.model.float()
-        restore_rotary_buffers(vlm.model)
+        vlm.model.float()  # rotary frequencies are in fp32 already: they are proved as they were built
+        align_parameters(vlm.model)
         try:
-            proofs = [self._prove_language(vlm, dtype), self._prove_vision(vlm, dtype), _prove_tensors(vlm)]
+            proofs[:0] = [self._prove_language(vlm, dtype), self._prove_vision(vlm, dtype)]
         finally:
             cast(Any, vlm.model).to(dtype)  # widening and narrowing again changes nothing
             restore_rotary_buffers(vlm.model)
@@ -145,7 +167,7 @@ class Assembly:
         if failed := [proof for proof in proofs if not proof.holds]:
             raise AssemblyError(f"The assembled model failed its proof: {failed[0].claim} ({failed[0].detail}).")
 
-    def _merged(self, places: dict[str, Path]) -> tuple[Qwen3VLConfig, list[FieldOrigin]]:
+    def _merged(self, places: dict[str, Path], dtype: torch.dtype) -> tuple[Qwen3VLConfig, list[FieldOrigin]]:
         template = _read_config(places["template"]).to_dict()
         vision_source, language_source = _read_config(places["vision_encoder"]), _read_config(places["language_model"])
         if not hasattr(vision_source, "vision_config"):
@@ -158,12 +180,23 @@ class Assembly:
             raise AssemblyError(
                 f"model.template: {self.template} is a {template.get('model_type')}, not a vision-language model."
             )
-        merged, fields = merge_configs(template, vision_source.vision_config.to_dict(), language, tied=tied)
-        if places["language_model"] != places["template"]:
+        merged, fields = merge_configs(
+            template,
+            vision_source.vision_config.to_dict(),
+            language,
+            tied=tied,
+            dtype=str(dtype).removeprefix("torch."),
+        )
+        if self.processor_source != self.language_model:
             self._check_tokenizers(places["language_model"], rows=language["vocab_size"])
         return Qwen3VLConfig(**merged), fields
 
     def _check_tokenizers(self, language_model: Path, *, rows: int) -> None:
+        if not any((language_model / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            raise AssemblyError(
+                f"model.language_model: {self.language_model} holds no tokenizer (tokenizer.json), so it cannot be seen whether "
+                "its token ids are the template's. Download the whole checkpoint."
+            )
         try:
             wanted = AutoTokenizer.from_pretrained(self.processor_source, trust_remote_code=False)
             found = AutoTokenizer.from_pretrained(language_model, trust_remote_code=False)
@@ -182,16 +215,14 @@ class Assembly:
             raise AssemblyError(
                 f"model.{part}: {getattr(self, part)} has no tensor for {name}. It is not the model its config describes."
             )
-        fits = reader.shape(there) == shape
-        origin: Literal["copied", "cropped", "extended", "new"] = "copied"
-        if fits:
-            tensor = reader.read(there)
-        elif not _is_merger_output(name) or reader.shape(there)[1:] != shape[1:]:
-            raise AssemblyError(
-                f"model.{part}: tensor {there} has shape {reader.shape(there)}, the model needs {shape}."
-            )
-        elif self.merger_init == "random":
+        found = reader.shape(there)
+        origin: Origin = "copied"
+        if found != shape and not (_is_merger_output(name) and found[1:] == shape[1:]):
+            raise AssemblyError(f"model.{part}: tensor {there} has shape {found}, the model needs {shape}.")
+        if _is_merger_output(name) and self.merger_init == "random":
             tensor, origin = self._drawn(name, shape), "new"
+        elif found == shape:
+            tensor = reader.read(there)
         else:
             tensor, origin = self._cropped(name, reader.read(there), shape)
         tensor = tensor.to(dtype)
@@ -201,7 +232,7 @@ class Assembly:
         source = "" if origin == "new" else f"{part}:{reader.file(there)}:{there}"
         return TensorOrigin(name=name, shape=tuple(shape), origin=origin, source=source, sha256=tensor_hash(tensor))
 
-    def _cropped(self, name: str, source: Tensor, shape: list[int]) -> tuple[Tensor, Literal["cropped", "extended"]]:
+    def _cropped(self, name: str, source: Tensor, shape: list[int]) -> tuple[Tensor, Origin]:
         if len(source) >= shape[0]:
             return source[: shape[0]].clone(), "cropped"
         extended = self._drawn(name, shape).to(source.dtype)
@@ -212,7 +243,8 @@ class Assembly:
         """Normal with deviation 1 / sqrt(inputs) for a matrix, zero for a bias; from the seed and the name alone."""
         if len(shape) == 1:
             return torch.zeros(shape)
-        generator = torch.Generator().manual_seed(self.seed + sum(name.encode()))
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()  # no two pairs of seed and name draw alike
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         return torch.randn(shape, generator=generator) / math.sqrt(shape[1])
 
     def _prove_language(self, vlm: VLM, dtype: torch.dtype) -> Proof:
@@ -223,6 +255,7 @@ class Assembly:
             else:
                 stock = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         stock = stock.float().eval()
+        align_parameters(stock)
         if isinstance(stock, Qwen3VLForConditionalGeneration):
             restore_rotary_buffers(stock)
         else:
@@ -244,12 +277,8 @@ class Assembly:
 
     def _prove_vision(self, vlm: VLM, dtype: torch.dtype) -> Proof:
         source = resolve(self.vision_encoder, key="model.vision_encoder")
-        with _quiet():
-            whole = Qwen3VLForConditionalGeneration.from_pretrained(source, dtype=dtype)
-        stock: Any = whole.model.visual.float().eval()
-        restore_rotary_buffers(whole)
-        del whole
-        vision = stock.config
+        stock = _stock_vision_encoder(source, dtype)
+        vision: Any = stock.config
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         generator = torch.Generator().manual_seed(self.seed)
         grids = torch.tensor(_PROOF_GRIDS)
@@ -301,6 +330,8 @@ class WholeCheckpoint:
                 raise AssemblyError(f"model.path: {self.path} has no tensor of the right shape for {name}.")
             module, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(module), leaf, nn.Parameter(reader.read(there).to(dtype)))
+        for part in ("vision_encoder", "language_model"):
+            _refuse_leftovers(reader, part, set(), key="model.path", source=self.path)
         model.tie_weights()
         restore_rotary_buffers(model)
         model.eval()
@@ -356,13 +387,46 @@ def _name_in(reader: TensorReader, name: str) -> str | None:
     """Where a checkpoint keeps a tensor: vision-language models of today and before, and plain language models."""
     bare = name.removeprefix("model.")
     guesses = [name, bare, bare.replace("language_model.", "model.", 1)]
-    if name == "lm_head.weight":  # a head that is not tied in the config, but was saved so
-        guesses += ["model.embed_tokens.weight", "model.language_model.embed_tokens.weight"]
     return next((guess for guess in guesses if guess in reader), None)
 
 
 def _is_merger_output(name: str) -> bool:
     return ".linear_fc2." in name and (".merger." in name or ".deepstack_merger_list." in name)
+
+
+def _refuse_leftovers(reader: TensorReader, part: str, drawn: set[str], *, key: str, source: str) -> None:
+    """Refuse a checkpoint that holds more of a part than the model takes: its config describes another model.
+
+    A head that was saved though it is tied, rotary frequencies, and what is `drawn` anew instead are no surprise.
+    """
+    expected = {_name_in(reader, name) for name in drawn} | {"lm_head.weight"}
+    left = [
+        name
+        for name in reader.names
+        if not reader.reads[name]
+        and name.removeprefix("model.").startswith("visual.") == (part == "vision_encoder")
+        and name not in expected
+        and not name.endswith("inv_freq")
+    ]
+    if left:
+        raise AssemblyError(
+            f"{key}: {source} holds {len(left)} tensors that the model has no place for (first: {left[0]}). It is not the "
+            "model its config describes: compare config.json with the weights."
+        )
+
+
+def _stock_vision_encoder(place: Path, dtype: torch.dtype) -> Qwen3VLVisionModel:
+    """The source's vision encoder in fp32, read by the safetensors library and without its language model."""
+    stock = Qwen3VLVisionModel(_read_config(place).vision_config)
+    state: dict[str, Tensor] = {}
+    for path in weight_files(place):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dictionary
+                if name.removeprefix("model.").startswith("visual."):
+                    state[name.split("visual.", 1)[1]] = file.get_tensor(name).to(dtype)
+    stock.load_state_dict(state)
+    align_parameters(stock)
+    return stock.float().eval()
 
 
 def _unused(readers: dict[str, TensorReader]) -> dict[str, dict[str, int]]:

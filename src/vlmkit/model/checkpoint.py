@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import __version__ as transformers_version
 
 from vlmkit import __version__
 from vlmkit.errors import CheckpointError
-from vlmkit.model.tensors import TensorReader, tensor_hash
+from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash
 from vlmkit.processing.processor import Processor
 
 PROVENANCE_FILE = "vlmkit.json"
@@ -32,12 +33,17 @@ def save_hf(
     Args:
         model: What to save; every tensor on this process.
         processor: Whose pixel limits are in force.
-        directory: Replaced where it exists.
+        directory: Replaced where vlmkit wrote it or where it is empty.
         provenance: Plain values: where the weights came from and what trained them.
 
+    Returns:
+        The directory, as an absolute path.
+
     Raises:
-        CheckpointError: the disk refuses.
+        CheckpointError: the disk refuses, or other files are there.
     """
+    directory = directory.absolute()
+    check_replaceable(directory)
     aside = directory.with_name(f".{directory.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -47,13 +53,30 @@ def save_hf(
         _drop_runtime_settings(aside / "config.json")
         text = json.dumps(describe(model, processor, provenance), indent=1, default=str)
         (aside / PROVENANCE_FILE).write_text(text + "\n")
-        if directory.exists():
-            shutil.rmtree(directory)
-        aside.rename(directory)
+        for path in (*aside.rglob("*"), aside):
+            _sync(path)
+        _put_in_place(aside, directory)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(f"{directory}: could not be written ({error}).") from error
     return directory
+
+
+def check_replaceable(directory: Path) -> None:
+    """Make sure that writing there deletes nothing but an export of ours.
+
+    Raises:
+        CheckpointError: the path is a file, or a directory with files that vlmkit did not write.
+    """
+    if directory.is_dir():
+        held = sorted(path.name for path in directory.iterdir())
+        if held and PROVENANCE_FILE not in held:
+            raise CheckpointError(
+                f"{directory}: not empty and not written by vlmkit (it has {held[0]!r} but no {PROVENANCE_FILE}), so it is not "
+                "replaced. Name a new directory, or empty this one."
+            )
+    elif directory.exists():
+        raise CheckpointError(f"{directory}: is a file. Name a directory.")
 
 
 def describe(
@@ -108,6 +131,7 @@ def prove_export(directory: Path, *, model: Qwen3VLForConditionalGeneration, pro
         if tensor_hash(reader.read(name)) != tensor_hash(tensor):
             raise CheckpointError(f"{directory}: tensor {name} in the file differs from the model's.")
     reopened = AutoModelForImageTextToText.from_pretrained(directory, dtype=model.dtype, trust_remote_code=False).eval()
+    align_parameters(reopened)
     reprocessor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -129,6 +153,26 @@ def weights_hash(directory: Path) -> str:
     for name in reader.names:
         digest.update(f"{name}:{tensor_hash(reader.read(name))}\n".encode())
     return digest.hexdigest()
+
+
+def _put_in_place(aside: Path, directory: Path) -> None:
+    """Rename; an older export is deleted only once the new one stands."""
+    former = directory.with_name(f".{directory.name}.former")
+    shutil.rmtree(former, ignore_errors=True)
+    if directory.exists():
+        directory.rename(former)
+    aside.rename(directory)
+    _sync(directory.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Make sure that a file, or a directory's entries, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _compare(directory: Path, number: int, reopened: Any, model: Any, inputs: dict[str, Tensor]) -> None:

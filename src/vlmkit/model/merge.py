@@ -36,7 +36,7 @@ _NOT_SETTINGS = ("_name_or_path", "transformers_version")
 
 
 def merge_configs(
-    template: Config, vision: Config, language: Config, *, tied: bool
+    template: Config, vision: Config, language: Config, *, tied: bool, dtype: str
 ) -> tuple[Config, list[FieldOrigin]]:
     """Make the config of the assembled model, with the source of every field.
 
@@ -45,6 +45,7 @@ def merge_configs(
         vision: The vision encoder's `vision_config`.
         language: The language model's text config, rope settings as `rope_parameters`.
         tied: Whether the language model's head is its embeddings.
+        dtype: Of the assembled weights, such as `bfloat16`.
 
     Returns:
         The merged config, and one `FieldOrigin` for each of its leaves.
@@ -60,7 +61,8 @@ def merge_configs(
         section[name] = value
         source[f"{prefix}{name}"] = (origin, why)
 
-    for name, value in vision.items():
+    merged["vision_config"] = {}
+    for name, value in deepcopy(vision).items():
         put(merged["vision_config"], "vision_config.", name, value, "vision_encoder")
     text = merged["text_config"]
     for name in STRUCTURE:
@@ -84,12 +86,12 @@ def merge_configs(
     put(merged["vision_config"], "vision_config.", "out_hidden_size", width, "vlmkit", "the language model's width")
     for section, prefix in ((merged, ""), (text, "text_config.")):
         put(section, prefix, "tie_word_embeddings", tied, "language_model", "decided by the language model")
-    fields = [
-        FieldOrigin(
-            name=name, value=value, source=source.get(name, ("template", ""))[0], why=source.get(name, ("", ""))[1]
-        )
-        for name, value in _leaves(merged)
-    ]
+    for section, prefix in ((merged, ""), (text, "text_config."), (merged["vision_config"], "vision_config.")):
+        put(section, prefix, "dtype", dtype, "vlmkit", "the type asked for")
+    fields: list[FieldOrigin] = []
+    for name, value in _leaves(merged):
+        origin, why = _nearest(source, name)
+        fields.append(FieldOrigin(name=name, value=value, source=origin, why=why))
     return merged, fields
 
 
@@ -112,6 +114,12 @@ def check_fit(template: Config, vision: Config, language: Config) -> None:
         raise AssemblyError(
             f"model.vision_encoder: its family is {vision.get('model_type')!r}, the template's {wanted!r}."
         )
+    for name in ("patch_size", "temporal_patch_size", "spatial_merge_size"):
+        if vision[name] != (wanted := template["vision_config"][name]):
+            raise AssemblyError(
+                f"model.vision_encoder: its {name} is {vision[name]}, the template's {wanted}, and images are cut as the "
+                "template says. Use the vision encoder's checkpoint as model.template."
+            )
     rope = language["rope_parameters"]
     if rope.get("rope_type", "default") != "default":
         raise AssemblyError(
@@ -125,6 +133,12 @@ def check_fit(template: Config, vision: Config, language: Config) -> None:
             f"model.language_model: its head size {head} does not fit the template's mrope_section {section}, "
             f"which makes {2 * sum(section or [])}. Choose a language model with that head size."
         )
+    for name in ("mrope_section", "mrope_interleaved"):
+        theirs, ours = rope.get(name), template["text_config"]["rope_parameters"].get(name)
+        if theirs is not None and theirs != ours:
+            raise AssemblyError(
+                f"model.language_model: it was trained with {name} {theirs}, the template has {ours}. Use it as the template too."
+            )
     taps, layers = len(vision.get("deepstack_visual_indexes", ())), language["num_hidden_layers"]
     if taps > layers:
         raise AssemblyError(f"model.language_model: {layers} layers cannot take in {taps} DeepStack features.")
@@ -166,8 +180,17 @@ def check_tokenizers(template: Mapping[str, int], language: Mapping[str, int], *
         )
 
 
+def _nearest(source: Mapping[str, tuple[str, str]], name: str) -> tuple[str, str]:
+    """What is noted of a field, or of the section it lies in; else it is the template's."""
+    while name not in source and "." in name:
+        name = name.rpartition(".")[0]
+    return source.get(name, ("template", ""))
+
+
 def _leaves(node: Config, prefix: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for name, value in node.items():
+        if name in _NOT_SETTINGS:
+            continue
         found += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
     return found

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmkit.errors import CheckpointError
 
 INDEX_FILE = "model.safetensors.index.json"
+_ALIGNMENT_BYTES = 64
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -43,7 +44,7 @@ class TensorReader:
         self.directory = directory
         self.reads: Counter[str] = Counter()
         self._entries: dict[str, tuple[Path, torch.dtype, list[int], int, int]] = {}
-        for path in _files(directory):
+        for path in weight_files(directory):
             self._entries.update(_header(path))
 
     def __contains__(self, name: str) -> bool:
@@ -57,6 +58,10 @@ class TensorReader:
     def shape(self, name: str) -> list[int]:
         """Shape of a tensor, from the header."""
         return self._entries[name][2]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor, from the header."""
+        return self._entries[name][1]
 
     def file(self, name: str) -> str:
         """Name of the file that holds a tensor."""
@@ -86,13 +91,29 @@ class TensorReader:
         return tensor
 
 
+def align_parameters(model: nn.Module) -> None:
+    """Move parameters that do not start at a multiple of 64 bytes to memory that does.
+
+    Matrix kernels on a CPU round differently by where an operand starts, and tensors mapped from a file start anywhere.
+    Two models with the same weights give the same bits only when both are aligned.
+    """
+    for parameter in model.parameters():
+        if parameter.data_ptr() % _ALIGNMENT_BYTES:
+            parameter.data = parameter.data.clone()
+
+
 def tensor_hash(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes (row-major, in its own dtype)."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu()
     return hashlib.sha256(memoryview(cast(Any, flat.numpy()))).hexdigest()
 
 
-def _files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in the order of their names.
+
+    Raises:
+        CheckpointError: one is missing.
+    """
     if (index := directory / INDEX_FILE).is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     else:
