@@ -13,11 +13,13 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -55,6 +57,8 @@ def build(node: DictConfig, kind: type[T], **runtime: object) -> T:
             constructor, or the result is of another kind.
     """
     target = str(node.get("_target_"))
+    if missing := sorted(OmegaConf.missing_keys(node)):
+        raise ConfigError(f"{target}: {', '.join(missing)} must be given: it has no default.")
     factory: Any = instantiate(node, _partial_=True, _convert_="all")  # partial first: runtime objects are never merged
     if clash := sorted(factory.keywords.keys() & runtime.keys()):
         raise ConfigError(f"{target}: {clash} given both by config and by code.")
@@ -142,47 +146,61 @@ def _fail(name: str, message: str) -> None:
 
 def _explain(error: Exception, config_name: str) -> str:
     """Hydra's message, and what it leads to: the nearest key, or the names that exist."""
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: not readable as key=value ({str(error.__cause__ or error).splitlines()[0]}). A list is "
+            "written [a,b], a mapping {a: 1}; put quotes around an override with brackets, commas or spaces."
+        )
     text = str(error)
     cause = error.__cause__ or error.__context__
     if cause is not None and str(cause) not in text:
         text = f"{text}\n{cause}"
     text = re.sub(r"\n?\s*(full_key|object_type|reference_type)[^\n]*", "", text).strip()
-    text = text.replace(
-        "To append to your config use +", "Is it spelt right? (A key that exists nowhere needs a + in front:"
-    ).replace("(A key", "(a key")
-    if match := re.search(r"Could not override '([\w.]+)'", text):
-        text = f"{text.splitlines()[0]}{_hint(match[1], config_name)}"
+    if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        group, option = match.groups()
+        known = options_of(group)
+        return f"{group}={option}: no such option.{_nearest(option, known)} There are: {', '.join(known)}."
+    if match := re.search(r"Could not override '([\w./@]+)'", text):
+        return f"{match[1]}: no such setting.{_hint(match[1], config_name)}"
     return text
 
 
 def _hint(key: str, config_name: str) -> str:
+    """What to write instead of a setting that the composed config does not have."""
     group, _, rest = key.partition(".")
-    if group == "data" and rest and rest in _keys(conf_dir() / "data" / "llava.yaml"):
-        return " The embedded data=shapes has no such setting: choose data=llava."
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
+    options = options_of(group) if rest else []
+    known = {option: _settings(config_name, f"{group}={option}") for option in options}
+    if having := [option for option in options if key in known[option]]:
+        having.sort(key=lambda option: "defaults" in OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
+        return f" The chosen {group}= does not have it: choose {' or '.join(f'{group}={option}' for option in having)}."
+    near = [name for keys in known.values() for name in keys if name.startswith(f"{group}.")]
+    groups = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "eval"]
+    return _nearest(key, near) or _nearest(key, [*groups, *_settings(config_name)])
 
+
+def _settings(config_name: str, *overrides: str) -> list[str]:
+    """Dotted names of all settings of a command's config, as composed with `overrides`; none if it has no such group."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        plain = OmegaConf.to_container(compose(config_name), resolve=False)
-    return _nearest(key, _flatten(plain))
-
-
-def _keys(path: Path) -> set[str]:
-    return set(map(str, OmegaConf.load(path))) if path.is_file() else set()
+        try:
+            plain = OmegaConf.to_container(compose(config_name, overrides=list(overrides)), resolve=False)
+        except HydraException:
+            return []
+    return _flatten(plain)
 
 
 def _flatten(node: object, prefix: str = "") -> list[str]:
     if not isinstance(node, dict):
         return []
     found: list[str] = []
-    for key, value in node.items():
-        found += [f"{prefix}{key}", *_flatten(value, f"{prefix}{key}.")]
+    for key, value in cast("dict[str, object]", node).items():
+        if key != "_target_":
+            found += [f"{prefix}{key}", *_flatten(value, f"{prefix}{key}.")]
     return found
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3, cutoff=0.7)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 

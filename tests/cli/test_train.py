@@ -178,3 +178,14 @@ def test_a_bad_row_is_named_and_can_be_skipped(manifest, tmp_path):
     told = json.loads((tmp_path / "b" / "report.json").read_text())["rows"]
     assert told["sources"]["broken"]["skipped_by_reason"] == {"missing_media": 1}
     assert told["first_of_each"]["missing_media"]["where"] == f"{broken}:3"
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bf16_trains_close_to_fp32_and_exports(manifest, stage1, precision, tmp_path):
+    """With recomputation in both parts; the exported weights have the type that was trained."""
+    checkpointing = "model.gradient_checkpointing={vision_encoder: true, language_model: true}"
+    run("train", *small(manifest, tmp_path, "stage=stage1", f"trainer.precision={precision}", checkpointing))
+    exact = [line["loss"] for line in lines(stage1[0])]
+    assert [line["loss"] for line in lines(tmp_path)] == pytest.approx(exact, rel=0.03)
+    wanted = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    assert {tensor.dtype for tensor in weights(tmp_path).values()} == {wanted}

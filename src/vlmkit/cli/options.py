@@ -1,73 +1,191 @@
-"""`python -m vlmkit.cli.options`: the table of every option, from the comments in the yaml files."""
+"""`python -m vlmkit.cli.options`: the table of every option, from the yaml files and the comments in them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
+
+import yaml
 
 from vlmkit.config import conf_dir
 
-GROUPS = ("model", "data", "freeze", "optim", "trainer", "logger", "callbacks", "stage", "backend", "eval")
 COMMANDS = ("train", "assemble", "eval")
+GROUPS = ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "backend", "eval")
+_HEAD = ["| option | default | meaning |", "| --- | --- | --- |"]
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w@/]+):(?P<value>[^#]*?)(?:\s+#\s*(?P<meaning>.*))?$")
+_CHOICE = re.compile(r"^  - (?P<group>\w+): (?P<option>\w+)(?:\s+#\s*(?P<meaning>.*))?$", flags=re.MULTILINE)
+_NOT_SETTINGS = ("defaults", "hydra", "_target_")
+
+
+@dataclass
+class Setting:
+    """One option as the yaml files have it.
+
+    Attributes:
+        name: As written on a command line.
+        meaning: The comment beside it; empty where no file has one.
+        values: Its value by the file (stem) that gives one, as in the yaml.
+    """
+
+    name: str
+    meaning: str = ""
+    values: dict[str, str] = field(default_factory=dict[str, str])
 
 
 def options_table() -> str:
     """Markdown: the options of each command, then the choices and settings of each group."""
     lines: list[str] = []
     for command in COMMANDS:
-        lines += [f"**`vlmkit-{command}`**", "", *_rows(conf_dir() / f"{command}.yaml", prefix=""), ""]
+        path = conf_dir() / f"{command}.yaml"
+        lines += [f"**`vlmkit-{command}`**", "", *_rows(_collect([path], prefix=""), first=command), ""]
     for group in GROUPS:
-        files = sorted((conf_dir() / group).glob("*.yaml"))
-        lines += [f"**`{group}=`** " + "; ".join(f"`{path.stem}` {_title(path)}".strip() for path in files), ""]
-        rows = [row for row in _settings(group, files) if row]
-        if rows:
-            lines += [*_HEAD, *rows, ""]
+        lines += [*_group(group), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-_HEAD = ["| option | default | meaning |", "| --- | --- | --- |"]
+def settings() -> list[Setting]:
+    """Every option of every command and group."""
+    found: list[Setting] = []
+    for command in COMMANDS:
+        found += _collect([conf_dir() / f"{command}.yaml"], prefix="")
+    for group in GROUPS:
+        found += _collect(_files(group), prefix=_prefix(group))
+    return found
 
 
-def _rows(path: Path, *, prefix: str) -> list[str]:
-    return [*_HEAD, *(f"| `{prefix}{key}` | `{value}` | {meaning} |" for key, value, meaning in _options(path))]
+def _group(group: str) -> Iterator[str]:
+    """Heading, a line for each choice, and the table of a group."""
+    first, commands = _default_choice(group)
+    if group == "eval":
+        yield "**Benchmarks**, the names in `benchmarks=[...]`; their settings are `benchmark_options.<name>.<key>`"
+    else:
+        yield f"**`{group}=`** of {', '.join(f'`vlmkit-{command}`' for command in commands)}; `{first}` by default"
+    yield ""
+    for path in _files(group):
+        also = [f"`{key}: {value}`" for key, value in _elsewhere(path, group)]
+        yield f"- `{path.stem}`: {_title(path)}" + (f" It sets {', '.join(also)}." if also else "")
+    if rows := _collect(_files(group), prefix=_prefix(group)):
+        yield ""
+        yield from _rows(rows, first=first)
 
 
-def _settings(group: str, files: list[Path]) -> Iterator[str]:
-    """Each setting once, by the first file that explains it."""
-    seen: set[str] = set()
-    prefix = "benchmark_options.<name>." if group == "eval" else f"{group}."
+def _prefix(group: str) -> str:
+    return "benchmark_options.<name>." if group == "eval" else f"{group}."
+
+
+def _files(group: str) -> list[Path]:
+    return sorted((conf_dir() / group).glob("*.yaml"))
+
+
+def _default_choice(group: str) -> tuple[str, list[str]]:
+    """Which option of a group stands in the defaults, and the commands that use the group."""
+    first, commands = "", list[str]()
+    for command in COMMANDS:
+        for match in _CHOICE.finditer((conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")):
+            if match["group"] == group and not (match["meaning"] or "").startswith("not used"):
+                first = match["option"]
+                commands.append(command)
+    return first, commands
+
+
+def _rows(found: list[Setting], *, first: str) -> list[str]:
+    return [*_HEAD, *(f"| `{one.name}` | {_default(one, first)} | {_escape(one.meaning)} |" for one in found)]
+
+
+def _default(setting: Setting, first: str) -> str:
+    """The value of the default choice; beside it those of the choices that have another."""
+    told: dict[str, list[str]] = {}
+    for choice, value in setting.values.items():
+        if choice == first or value != setting.values.get(first):
+            told.setdefault(value, []).append(choice)
+    parts = [
+        f"`{value}`" if first in choices else f"{', '.join(f'`{choice}`' for choice in choices)}: `{value}`"
+        for value, choices in sorted(told.items(), key=lambda item: first not in item[1])
+    ]
+    return _escape("; ".join(parts))
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
+def _collect(files: list[Path], *, prefix: str) -> list[Setting]:
+    """Each setting of these files once, with the fullest meaning that one of them gives."""
+    found: dict[str, Setting] = {}
     for path in files:
-        for key, value, meaning in _options(path):
-            name = key if key.startswith(f"{group}.") else f"{prefix}{key}"
-            if meaning and name not in seen and not key.startswith("optim."):
-                seen.add(name)
-                yield f"| `{name}` | `{value}` | {meaning} |"
+        meanings = _meanings(path)
+        for key, value in _values(path):
+            name = key if _is_global(path) else f"{prefix}{key}"
+            if not name.startswith(prefix):
+                continue
+            setting = found.setdefault(name, Setting(name=name))
+            setting.values[path.stem] = value
+            meaning = meanings.get(key) or meanings.get(key.rpartition(".")[0], "")
+            setting.meaning = max(setting.meaning, meaning, key=len)
+    return list(found.values())
 
 
-def _options(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Dotted key, default and meaning of each explained line."""
+def _elsewhere(path: Path, group: str) -> list[tuple[str, str]]:
+    """What a file sets outside its own group, choices of other groups too."""
+    if not _is_global(path):
+        return []
+    content = cast("dict[str, object]", yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    chosen = [
+        (key.removeprefix("override /"), str(value))
+        for entry in cast("list[object]", content.get("defaults", []))
+        if isinstance(entry, dict)
+        for key, value in cast("dict[str, str]", entry).items()
+    ]
+    return [*chosen, *((key, value) for key, value in _values(path) if not key.startswith(f"{group}."))]
+
+
+def _is_global(path: Path) -> bool:
+    return "# @package _global_" in path.read_text(encoding="utf-8")
+
+
+def _values(path: Path) -> list[tuple[str, str]]:
+    """Dotted key and value, as yaml writes it, of each setting of a file."""
+    content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    return list(_flat(cast("dict[str, object]", content)))
+
+
+def _flat(node: dict[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        if key in _NOT_SETTINGS:
+            continue
+        if isinstance(value, dict) and value:
+            yield from _flat(cast("dict[str, object]", value), f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", f"[{', '.join(map(str, cast('list[object]', value)))}]"
+        else:
+            yield f"{prefix}{key}", str(value) or '""'
+
+
+def _meanings(path: Path) -> dict[str, str]:
+    """The comment beside each key of a file, by dotted key."""
     parents: list[tuple[int, str]] = []
+    found: dict[str, str] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        match = _LINE.match(line)
-        if match is None or match["key"] in ("defaults", "hydra", "_target_"):
+        if (match := _LINE.match(line)) is None:
             continue
         indent = len(match["indent"])
         parents = [(depth, key) for depth, key in parents if depth < indent]
-        key = ".".join([*(key for _, key in parents), match["key"]])
-        value = match["value"].strip()
-        if not value:
+        if match["meaning"]:
+            found[".".join([*(key for _, key in parents), match["key"]])] = match["meaning"]
+        if not match["value"].strip():
             parents.append((indent, match["key"]))
-        elif match["meaning"]:
-            yield key, value.replace("|", "\\|"), match["meaning"].replace("|", "\\|")
+    return found
 
 
 def _title(path: Path) -> str:
-    """The comment at the head of a file."""
-    first = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    told = [line for line in first if not line.startswith("@package")]
-    return f"({told[0].rstrip('.')})" if told else ""
+    """The comment at the head of a file, as sentences."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line[1:].strip().rstrip(".") + "."
+    return ""
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 Record = dict[str, Any]
+SCHEMA = "vlmkit.record/1"
 FIELDS = (
     "key", "id", "benchmark", "prompt", "media", "answer", "extracted", "expected", "score", "outcome", "tokens", "seconds",
 )  # fmt: skip

@@ -13,7 +13,15 @@ from tqdm import tqdm
 
 from vlmkit.errors import VlmkitError
 from vlmkit.evaluation.benchmark import BadCase, Benchmark, Case
-from vlmkit.evaluation.records import Record, append_records, read_records, record_key, replace_records, set_aside
+from vlmkit.evaluation.records import (
+    SCHEMA,
+    Record,
+    append_records,
+    read_records,
+    record_key,
+    replace_records,
+    set_aside,
+)
 from vlmkit.evaluation.score import failed
 from vlmkit.generation.backend import Generation, GenerationBackend, GenerationParams
 
@@ -131,6 +139,7 @@ def _record(benchmark: Benchmark, case: Case | BadCase, answer: Generation, key:
     asked = isinstance(case, Case)
     score = benchmark.score(case, answer.text) if asked and answer.error is None else failed()
     record: Record = {
+        "schema": SCHEMA,
         "key": key,
         "id": case.id,
         "benchmark": benchmark.name,

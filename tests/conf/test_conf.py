@@ -1,0 +1,257 @@
+"""Configuration: everything composes and binds, the right value wins, wrong words are told, nothing heavy is imported."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from tests.training.conftest import environment
+from vlmkit.config import conf_dir, options_of
+
+COMMANDS = ("train", "assemble", "eval")
+USED = {
+    "train": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
+    "assemble": ("model",),
+    "eval": ("model", "backend"),
+}
+"""The groups of each command."""
+CHOICES = [(command, group, option) for command in COMMANDS for group in USED[command] for option in options_of(group)]
+OURS = {"attn_implementation", "gradient_checkpointing"}
+"""Settings of `model` that concern training: not for the constructor."""
+LOOPED = {"max_epochs", "max_steps"}
+"""Settings of `trainer` that the plan takes."""
+AT_RUN_TIME = {"HFBackend": {"directory"}}
+"""Arguments that code gives, not yaml."""
+
+
+def composed(command, *overrides):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(command, overrides=list(overrides))
+
+
+def nodes(config, path=""):
+    """Every mapping with a `_target_`, and where it stands."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield path, config
+        for key, value in config.items():
+            yield from nodes(value, f"{path}.{key}".lstrip("."))
+
+
+def target_of(node):
+    """The constructor, and the one it hands its keyword arguments on to."""
+    module, _, name = node["_target_"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def parameters_of(node):
+    """Parameters by name; of a demo function with `**settings` those of the class it makes."""
+    from vlmkit.data.datamodule import PackedDataModule
+    from vlmkit.model.assembly import Assembly
+
+    handed_on = {"tiny_assembly": Assembly, "shapes_datamodule": PackedDataModule}
+    factory = target_of(node)
+    return inspect.signature(handed_on.get(factory.__name__, factory)).parameters
+
+
+# --- composing and binding --------------------------------------------------------------------------------------------
+
+
+def test_every_group_is_covered_here():
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    assert groups == {group for used in USED.values() for group in used} | {"eval"}
+
+
+@pytest.mark.parametrize(("command", "group", "option"), CHOICES)
+def test_every_choice_composes_and_its_keys_bind(command, group, option):
+    config = OmegaConf.to_container(composed(command, f"{group}={option}"), resolve=False)
+    found = list(nodes({group: config.get(group)}))
+    for path, node in found:
+        keys = set(node) - {"_target_"} - (OURS if path == "model" else LOOPED if path == "trainer" else set())
+        parameters = parameters_of(node)
+        takes = {name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD}
+        assert keys <= takes, f"{group}={option}: {path} gives {sorted(keys - takes)}, which {node['_target_']} lacks"
+        if node["_target_"].startswith("vlmkit."):
+            _check_ours(node, keys, parameters)
+    assert found or group in ("stage", "logger"), f"{group}={option} describes nothing"
+
+
+@pytest.mark.parametrize("name", options_of("eval"))
+def test_a_benchmark_s_keys_bind(name):
+    node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "eval" / f"{name}.yaml"), resolve=False)
+    keys, parameters = set(node) - {"_target_"}, parameters_of(node)
+    assert keys == set(parameters)
+    _check_ours(node, keys, parameters)
+
+
+def _check_ours(node, keys, parameters):
+    """Of a class of ours: keyword-only, no public option with a Python default, and none that yaml leaves out."""
+    factory = target_of(node)
+    public = {name: parameters[name] for name in keys}
+    assert {name for name, one in public.items() if one.kind is not one.KEYWORD_ONLY} == set()
+    assert {name for name, one in public.items() if one.default is not one.empty} == set()
+    needed = {name for name, one in parameters.items() if one.default is one.empty}
+    given = set(keys) | AT_RUN_TIME.get(factory.__name__, set())
+    if not any(one.kind is one.VAR_KEYWORD for one in inspect.signature(factory).parameters.values()):
+        assert needed <= given, f"{node['_target_']} needs {sorted(needed - given)}, which its yaml does not give"
+
+
+def test_every_setting_says_what_it_means():
+    from vlmkit.cli.options import settings
+
+    told = settings()
+    assert len(told) > 80
+    assert [one.name for one in told if not one.meaning] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_composed_key_is_a_known_option(command):
+    """The table reads comments and yaml by itself: nothing that Hydra composes may be missing from it."""
+    from vlmkit.cli.options import settings
+
+    known = {one.name for one in settings()} | {"logger"}  # logger=none is an empty mapping
+    for _, group, option in (choice for choice in CHOICES if choice[0] == command):
+        config = OmegaConf.to_container(composed(command, f"{group}={option}"), resolve=False)
+        assert set(leaves(config)) <= known, f"{group}={option}"
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        elif key != "_target_":
+            yield f"{prefix}{key}"
+
+
+def test_every_yaml_says_at_its_head_what_it_is():
+    for path in conf_dir().rglob("*.yaml"):
+        told = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+        assert told[0].startswith("# "), path
+
+
+def test_no_yaml_gives_a_key_twice():
+    """PyYAML keeps the last one and says nothing."""
+    for path in conf_dir().rglob("*.yaml"):
+        root = yaml.compose(path.read_text())
+        for node in _mappings(root):
+            keys = [key.value for key, _ in node.value]
+            assert len(keys) == len(set(keys)), path
+
+
+def _mappings(node):
+    if isinstance(node, yaml.MappingNode):
+        yield node
+        for _, value in node.value:
+            yield from _mappings(value)
+
+
+# --- which value wins -------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_wins_over_its_groups_and_the_command_line_over_the_stage():
+    stage1 = composed("train", "stage=stage1", "model=vision2b_llm0_6b")
+    assert (stage1.freeze.vision_encoder, stage1.freeze.merger, stage1.freeze.language_model) == (True, False, True)
+    assert stage1.optim.lr == 1e-3
+    assert stage1.trainer.max_epochs == 1
+    assert composed("train", "stage=stage1", "freeze=none").freeze.language_model is False
+    assert composed("train", "stage=stage1", "optim.lr=3e-4").optim.lr == 3e-4
+    assert composed("train", "stage=stage1", "trainer.max_epochs=3").trainer.max_epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("stage", "frozen"),
+    [("stage1", (True, False, True)), ("stage2", (True, False, False)), ("full", (False, False, False))],
+)
+def test_each_stage_freezes_its_parts_whatever_stood_there(stage, frozen):
+    freeze = composed("train", f"stage={stage}").freeze
+    assert (freeze.vision_encoder, freeze.merger, freeze.language_model) == frozen
+
+
+def test_the_tiny_model_s_recipe_wins_over_the_stage_and_loses_to_the_command_line():
+    own = yaml.safe_load((conf_dir() / "model" / "tiny.yaml").read_text())["optim"]
+    assert own["lr"] != composed("train", "model=vision2b_llm0_6b", "stage=full").optim.lr
+    for stage in options_of("stage"):
+        optim = composed("train", f"stage={stage}").optim
+        assert {key: optim[key] for key in own} == own
+        assert composed("train", f"stage={stage}", "optim.lr=5e-4").optim.lr == 5e-4
+
+
+def test_the_recipe_of_the_tiny_model_stays_with_it():
+    assert composed("train", "model=qwen3_vl", "model.path=x").optim.lr == 1e-5
+    assert composed("train", "model=vision2b_llm0_6b").optim.beta2 == 0.999
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def ask(command, *arguments):
+    """Run a command in a process of its own; its status, output and errors, and the heavy modules it imported."""
+    code = (
+        f"import sys; sys.argv = ['vlmkit-{command}', *{list(arguments)!r}]\n"
+        f"from vlmkit.cli.{command} import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    status = int(end.code or 0)\nelse:\n    status = 0\n"
+        "heavy = sorted({'torch', 'transformers', 'lightning', 'datasets'} & set(sys.modules))\n"
+        "print('heavy', heavy, file=sys.stderr); sys.exit(status)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]], ids=" ".join)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_config_answer_without_torch(command, arguments):
+    status, output, errors = ask(command, *arguments)
+    assert (status, errors) == (0, "heavy []\n")
+    assert output
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "answer"),
+    [
+        (
+            "train",
+            "data.sources=[x]",
+            "data.sources: no such setting. The chosen data= does not have it: choose data=llava",
+        ),
+        ("train", "model.path=x", "The chosen model= does not have it: choose model=qwen3_vl."),
+        ("train", "data.souces=[a]", "data.souces: no such setting. Did you mean data.sources"),
+        ("train", "trainer.maxsteps=3", "trainer.maxsteps: no such setting. Did you mean trainer.max_steps"),
+        ("train", "batch_size=4", "Did you mean data.batch_size?"),
+        ("train", "stge=stage1", "stge: no such setting. Did you mean stage?"),
+        ("eval", "ckptt=x", "ckptt: no such setting. Did you mean ckpt?"),
+        ("assemble", "model.vision_encodr=x", "Did you mean model.vision_encoder?"),
+        ("train", "model=nope", "model=nope: no such option. There are: qwen3_vl, tiny, vision2b_llm0_6b."),
+        ("train", "model=tinny", "model=tinny: no such option. Did you mean tiny?"),
+        ("train", "data.sources=[a", "data.sources=[a: not readable as key=value"),
+        ("train", "resume", "resume: not readable as key=value"),
+        ("eval", "benchmarks=[shaped]", "no benchmark is named 'shaped'. Did you mean shapes?"),
+        ("eval", "+benchmark_options.shapes.promt_suffix=x", "Did you mean prompt_suffix?"),
+        ("eval", "+benchmark_options.chartqa.split=x", "chartqa is not among benchmarks=['shapes']"),
+    ],
+)
+def test_wrong_words_are_told_with_what_was_meant(command, override, answer):
+    status, _, errors = ask(command, override)
+    assert status == 1
+    assert answer in errors
+    assert "Traceback" not in errors
+    assert "heavy []" in errors
+
+
+def test_a_suggestion_is_never_a_class_path():
+    assert "_target_" not in ask("train", "optim.target=x")[2]
+
+
+def test_a_setting_without_a_value_is_asked_for():
+    from vlmkit.config import build
+    from vlmkit.errors import ConfigError
+
+    node = composed("train", "model=qwen3_vl").model
+    with pytest.raises(ConfigError, match="WholeCheckpoint: model.path must be given"):
+        build(node, object)
