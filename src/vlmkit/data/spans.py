@@ -233,7 +233,7 @@ class _Marks:
 
     def structure(self, chunk: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Brackets and quotes; valid until the next call."""
-        folded, found, more = (part[: len(chunk)] for part in (self._folded, self._found, self._more))
+        folded, found, more = self._folded[: len(chunk)], self._found[: len(chunk)], self._more[: len(chunk)]
         np.bitwise_or(chunk, 0x20, out=folded)  # '[' becomes '{', ']' becomes '}', and nothing else does
         np.equal(folded, _OPEN, out=found)
         for place, byte in ((folded, _CLOSE), (chunk, _QUOTE)):
