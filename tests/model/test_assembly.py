@@ -336,3 +336,54 @@ def test_the_stored_type_is_the_language_models(tiny, make_language_model):
     assert assembly(tiny).stored_dtype() == torch.float32
     half = make_language_model(width=96, tied=True, dtype=torch.bfloat16)
     assert assembly(tiny, language_model=half).stored_dtype() == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"vision_encoder": "./nowhere"}, "vision_encoder"),
+        ({"vision_encoder": None, "template": "./nowhere"}, "template"),
+        ({"vision_encoder": "./nowhere", "language_model": None}, "vision_encoder"),
+        ({"language_model": "./nowhere"}, "language_model"),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_with_the_setting_that_named_it(tiny, settings, key):
+    with pytest.raises(CheckpointError, match=rf"^model\.{key}: '\./nowhere' is no directory"):
+        assembly(tiny, **settings).build(dtype=torch.float32)
+
+
+def test_paths_may_begin_with_a_tilde(tiny, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny.vision_language.parent))
+    vlm = built(tiny, vision_encoder="~/vision_language", language_model="~/language_model")
+    assert vlm.processor_source == str(tiny.vision_language)
+    whole = WholeCheckpoint(path="~/vision_language", processor=None).build(dtype=torch.float32)
+    assert whole.processor_source == str(tiny.vision_language)
+
+
+@pytest.mark.parametrize("part", ["visual.deepstack_merger_list.1", "visual.merger"])
+def test_the_proof_notices_a_merger_that_changed_after_the_report(tiny, part):
+    made = assembly(tiny)
+    vlm = made.build(dtype=torch.bfloat16)
+    name = f"model.{part}.linear_fc1.weight"
+    with torch.no_grad():
+        vlm.model.get_parameter(name)[3, 5] += 0.5
+    with pytest.raises(AssemblyError, match=rf"1 changed since \(first: {name}\)"):
+        made.prove(vlm)
+
+
+def test_what_is_saved_tells_every_field_and_tensor(tiny):
+    vlm = built(tiny)
+    assert vlm.provenance["fields"] == {field.name: field.source for field in vlm.report.fields}
+    assert vlm.provenance["tensors"] == {tensor.name: tensor.origin for tensor in vlm.report.tensors}
+    assert vlm.provenance["fields"]["text_config.rope_parameters.rope_theta"] == "language_model"
+
+
+def test_neighbouring_seeds_and_mergers_draw_nothing_alike(tiny):
+    """Layers that differ by a digit in their name, drawn with seeds that differ by one."""
+    drawn = [
+        tensor.sha256
+        for seed in (0, 1)
+        for tensor in built(tiny, merger_init="random", seed=seed, prove=False).report.tensors
+        if tensor.origin == "new" and len(tensor.shape) == 2
+    ]
+    assert len(set(drawn)) == len(drawn) == 6

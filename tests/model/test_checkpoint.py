@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,6 +134,22 @@ def test_a_failed_export_leaves_the_former_one(export, model, processor):
     before = {path.name: path.read_bytes() for path in export.iterdir()}
     with pytest.raises(CheckpointError, match=r"hf: could not be written \(.*No space left on device"):
         save_hf(model=model, processor=FullDisk(processor), directory=export, provenance={})
+    assert {path.name: path.read_bytes() for path in export.iterdir()} == before
+    assert sorted(path.name for path in export.parent.iterdir()) == ["hf"]
+
+
+def test_a_former_export_is_put_back_where_the_new_one_cannot_take_its_place(export, model, processor, monkeypatch):
+    before = {path.name: path.read_bytes() for path in export.iterdir()}
+    rename = Path.rename
+
+    def refuse(self, target):
+        if self.name.endswith(".writing"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        save_hf(model=model, processor=processor, directory=export, provenance={})
     assert {path.name: path.read_bytes() for path in export.iterdir()} == before
     assert sorted(path.name for path in export.parent.iterdir()) == ["hf"]
 

@@ -78,3 +78,17 @@ def test_aligned_parameters_keep_their_values_and_ties():
     assert model["one"].weight.data_ptr() % 64 == 0
     assert model["two"].weight is model["one"].weight
     assert torch.equal(model["one"].weight, memory[start : start + 8].view(2, 4))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weights": {}}'])
+def test_a_damaged_index_of_shards_is_named(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"index\.json: not an index of shards"):
+        TensorReader(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 16, b"\4\0\0\0\0\0\0\0{{{{"])
+def test_a_file_that_is_no_safetensors_is_named(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a safetensors file"):
+        TensorReader(tmp_path)

@@ -268,11 +268,8 @@ def load_trained(module: TrainingModule, checkpoint: Path | None) -> None:
 def provenance(run: Run) -> dict[str, Any]:
     """For `vlmkit.json`: where the weights came from, and what trained them."""
     vlm = run.made[0]
-    report = vlm.report
     return {
         **vlm.provenance,
-        "fields": {one.name: one.source for one in report.fields} if report else {},
-        "tensors": {one.name: one.origin for one in report.tensors} if report else {},
         "trained": {"freeze": vars(run.freeze), "data": run.data.name, "plan": run.data.plan.key},
     }
 

@@ -85,11 +85,17 @@ class Assembly:
             raise ValueError("model.template or model.vision_encoder must name a vision-language checkpoint")
         if merger_init not in ("crop", "random"):
             raise ValueError(f"model.merger_init must be crop or random, got {merger_init!r}")
-        self.template = str(chosen)
-        self.vision_encoder = str(vision_encoder or chosen)
-        self.language_model = str(language_model or chosen)
+        self.template = _without_tilde(chosen)
+        self.vision_encoder = _without_tilde(vision_encoder or chosen)
+        self.language_model = _without_tilde(language_model or chosen)
+        fallback = "template" if template else "vision_encoder"
+        self._keys = {  # the setting that named each part
+            "template": fallback,
+            "vision_encoder": "vision_encoder" if vision_encoder else fallback,
+            "language_model": "language_model" if language_model else fallback,
+        }
         self.merger_init: MergerInit = merger_init
-        self.processor_source = str(processor or chosen)
+        self.processor_source = _without_tilde(processor or chosen)
         self.seed = seed
         self.proves = prove
 
@@ -99,7 +105,7 @@ class Assembly:
         Raises:
             CheckpointError: files are missing or damaged.
         """
-        reader = TensorReader(resolve(self.language_model, key="model.language_model"))
+        reader = TensorReader(self._place("language_model"))
         return Counter(reader.dtype(name) for name in reader.names).most_common(1)[0][0]
 
     def build(self, *, dtype: torch.dtype) -> VLM:
@@ -109,10 +115,7 @@ class Assembly:
             AssemblyError: the parts do not fit; a tensor is missing, has another shape, or has no place in the model.
             CheckpointError: files are missing or damaged.
         """
-        places = {
-            part: resolve(getattr(self, part), key=f"model.{part}")
-            for part in ("template", "vision_encoder", "language_model")
-        }
+        places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
         config, fields = self._merged(places, dtype)
         with torch.device("meta"):
             model = Qwen3VLForConditionalGeneration(config)
@@ -136,6 +139,8 @@ class Assembly:
             "merger_init": self.merger_init,
             "seed": self.seed,
             "dtype": str(dtype),
+            "fields": {one.name: one.source for one in fields},
+            "tensors": {one.name: one.origin for one in tensors},
         }
         return VLM(model=model, processor_source=self.processor_source, report=report, provenance=provenance)
 
@@ -152,7 +157,7 @@ class Assembly:
         """
         assert vlm.report is not None
         proofs = [_prove_tensors(vlm)]
-        if not proofs[0].holds:
+        if _on_meta(vlm.model):  # nothing could be computed with it
             vlm.report.proofs = proofs
             raise AssemblyError(f"The assembled model failed its proof: {proofs[0].claim} ({proofs[0].detail}).")
         dtype = vlm.model.dtype
@@ -166,6 +171,9 @@ class Assembly:
         vlm.report.proofs = proofs
         if failed := [proof for proof in proofs if not proof.holds]:
             raise AssemblyError(f"The assembled model failed its proof: {failed[0].claim} ({failed[0].detail}).")
+
+    def _place(self, part: str) -> Path:
+        return resolve(getattr(self, part), key=f"model.{self._keys[part]}")
 
     def _merged(self, places: dict[str, Path], dtype: torch.dtype) -> tuple[Qwen3VLConfig, list[FieldOrigin]]:
         template = _read_config(places["template"]).to_dict()
@@ -248,7 +256,7 @@ class Assembly:
         return torch.randn(shape, generator=generator) / math.sqrt(shape[1])
 
     def _prove_language(self, vlm: VLM, dtype: torch.dtype) -> Proof:
-        source = resolve(self.language_model, key="model.language_model")
+        source = self._place("language_model")
         with _quiet():
             if hasattr(_read_config(source), "text_config"):
                 stock: Any = Qwen3VLForConditionalGeneration.from_pretrained(source, dtype=dtype)
@@ -276,7 +284,7 @@ class Assembly:
         )
 
     def _prove_vision(self, vlm: VLM, dtype: torch.dtype) -> Proof:
-        source = resolve(self.vision_encoder, key="model.vision_encoder")
+        source = self._place("vision_encoder")
         stock = _stock_vision_encoder(source, dtype)
         vision: Any = stock.config
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
@@ -307,8 +315,8 @@ class WholeCheckpoint:
     def __init__(self, *, path: str | Path | None, processor: str | Path | None) -> None:
         if not path:
             raise ValueError("model.path must name a vision-language checkpoint: a directory or hub id")
-        self.path = str(path)
-        self.processor_source = str(processor or path)
+        self.path = _without_tilde(path)
+        self.processor_source = _without_tilde(processor or path)
 
     def build(self, *, dtype: torch.dtype) -> VLM:
         """Load it.
@@ -366,6 +374,12 @@ def resolve(source: str, *, key: str) -> Path:
             f"{key}: {source!r} is neither a directory here nor to be had from the hub ({str(error).splitlines()[0]}). "
             "Download it on a machine with access and give the directory."
         ) from error
+
+
+def _without_tilde(source: str | Path) -> str:
+    """A path or hub id as other libraries take it: they do not know what ~ means."""
+    text = str(source)
+    return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
 def _read_config(place: Path) -> Any:
@@ -443,15 +457,29 @@ def _take_generation_config(model: Qwen3VLForConditionalGeneration, place: Path)
         model.generation_config = GenerationConfig.from_pretrained(place)
 
 
+def _on_meta(model: nn.Module) -> set[str]:
+    """Names of the tensors that have no memory."""
+    return {name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta}
+
+
 def _prove_tensors(vlm: VLM) -> Proof:
+    """No tensor lacks memory, and each is the one that the report tells of, by its hash."""
     assert vlm.report is not None
-    told = {tensor.name for tensor in vlm.report.tensors}
-    missing = sorted(set(_wanted(vlm.model)) - told)
-    on_meta = [name for name, tensor in (*vlm.model.named_parameters(), *vlm.model.named_buffers()) if tensor.is_meta]
+    told = {tensor.name: tensor.sha256 for tensor in vlm.report.tensors}
+    wanted = _wanted(vlm.model)
+    on_meta = _on_meta(vlm.model)
+    faults = {
+        "unexplained": sorted(set(wanted) ^ told.keys()),
+        "not filled": sorted(on_meta),
+        "changed since": [
+            name
+            for name in wanted
+            if name in told and name not in on_meta and tensor_hash(vlm.model.get_parameter(name)) != told[name]
+        ],
+    }
+    found = "".join(f", {len(names)} {fault} (first: {names[0]})" for fault, names in faults.items() if names)
     return Proof(
-        claim="every tensor is filled and its origin told",
-        holds=not missing and not on_meta,
-        detail=f"{len(told)} tensors" + (f", unexplained: {(missing + on_meta)[:3]}" if missing or on_meta else ""),
+        claim="every tensor is filled and its origin told", holds=not found, detail=f"{len(told)} tensors{found}"
     )
 
 

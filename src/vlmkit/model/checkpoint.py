@@ -156,12 +156,17 @@ def weights_hash(directory: Path) -> str:
 
 
 def _put_in_place(aside: Path, directory: Path) -> None:
-    """Rename; an older export is deleted only once the new one stands."""
+    """Rename; an older export is deleted only once the new one stands, and put back where it cannot."""
     former = directory.with_name(f".{directory.name}.former")
     shutil.rmtree(former, ignore_errors=True)
     if directory.exists():
         directory.rename(former)
-    aside.rename(directory)
+    try:
+        aside.rename(directory)
+    except OSError:
+        if former.exists():
+            former.rename(directory)
+        raise
     _sync(directory.parent)
     shutil.rmtree(former, ignore_errors=True)
 

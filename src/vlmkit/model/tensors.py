@@ -112,10 +112,13 @@ def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint, in the order of their names.
 
     Raises:
-        CheckpointError: one is missing.
+        CheckpointError: one is missing, or the index of the shards is damaged.
     """
     if (index := directory / INDEX_FILE).is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index}: not an index of shards ({error!r}). Copy or download it again.") from error
     else:
         names = ["model.safetensors"]
     paths = [directory / name for name in names]
