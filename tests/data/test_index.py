@@ -316,14 +316,21 @@ def test_a_cache_that_cannot_be_made(processor: Processor, source: MakeSource, t
         build_index([source(tmp_path / "file")], processor, cache_dir=tmp_path / "file" / "cache")
 
 
-def test_content_hash_follows_the_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "a"
+def test_content_hash_follows_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, memo = tmp_path / "a", tmp_path / "manifests.json"
     path.write_bytes(b"one")
-    os.utime(path, (1, 1))
     first = content_hash(path, tmp_path)
+    assert not memo.exists()  # a file this young may still change unseen
+    monkeypatch.setattr("vlmkit.data.indexing._MEMO_SECONDS", -1.0)
+    assert content_hash(path, tmp_path) == first
+    assert json.loads(memo.read_text())[str(path)]["hash"] == first
+    dated = path.stat()
     path.write_bytes(b"two")
-    os.utime(path, (1, 1))
-    assert content_hash(path, tmp_path) != first
+    os.utime(path, ns=(dated.st_atime_ns, dated.st_mtime_ns))
+    second = content_hash(path, tmp_path)
+    assert second != first
+    memo.write_text("{")
+    assert content_hash(path, tmp_path) == second
 
 
 JSON = st.recursive(
