@@ -358,6 +358,14 @@ def test_any_array_is_cut_into_its_rows(
         assert [json.loads(text) for text in spans_of(path, layout="array")] == rows
 
 
+@pytest.mark.parametrize("chunk", range(1, 12))
+def test_an_escape_may_end_what_is_read_at_once(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"a": '"[\\"{' * 3}, {"b\\": ['"', "\\", "}]"]}, '\\"', {}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    monkeypatch.setattr("vlmkit.data.spans._CHUNK_BYTES", chunk)
+    assert [json.loads(text) for text in spans_of(tmp_path / "rows.json", layout="array")] == rows
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(st.dictionaries(st.text(max_size=4), JSON, max_size=3), min_size=1, max_size=12),
