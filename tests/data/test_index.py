@@ -317,14 +317,21 @@ def test_a_cache_that_cannot_be_made(processor: Processor, source: MakeSource, t
         build_index([source(tmp_path / "file")], processor, cache_dir=tmp_path / "file" / "cache")
 
 
-def test_content_hash_follows_the_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "a"
+def test_content_hash_follows_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, memo = tmp_path / "a", tmp_path / "manifests.json"
     path.write_bytes(b"one")
-    os.utime(path, (1, 1))
     first = content_hash(path, tmp_path)
+    assert not memo.exists()  # a file this young may still change unseen
+    monkeypatch.setattr("vlmkit.data.indexing._MEMO_SECONDS", -1.0)
+    assert content_hash(path, tmp_path) == first
+    assert json.loads(memo.read_text())[str(path)]["hash"] == first
+    dated = path.stat()
     path.write_bytes(b"two")
-    os.utime(path, (1, 1))
-    assert content_hash(path, tmp_path) != first
+    os.utime(path, ns=(dated.st_atime_ns, dated.st_mtime_ns))
+    second = content_hash(path, tmp_path)
+    assert second != first
+    memo.write_text("{")
+    assert content_hash(path, tmp_path) == second
 
 
 JSON = st.recursive(
@@ -350,6 +357,14 @@ def test_any_array_is_cut_into_its_rows(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vlmkit.data.spans._CHUNK_BYTES", chunk)
         assert [json.loads(text) for text in spans_of(path, layout="array")] == rows
+
+
+@pytest.mark.parametrize("chunk", range(1, 12))
+def test_an_escape_may_end_what_is_read_at_once(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"a": '"[\\"{' * 3}, {"b\\": ['"', "\\", "}]"]}, '\\"', {}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    monkeypatch.setattr("vlmkit.data.spans._CHUNK_BYTES", chunk)
+    assert [json.loads(text) for text in spans_of(tmp_path / "rows.json", layout="array")] == rows
 
 
 @settings(max_examples=60, deadline=None)

@@ -181,6 +181,13 @@ def test_weights_in_a_plan() -> None:
     assert list(whole) == list(plain)
 
 
+def test_what_a_share_takes_is_drawn() -> None:
+    rows = plan_rows(np.ones(40))
+    halves = {tuple(sorted(draw_rows(rows, [0.5], seed=seed, epoch=0).tolist())) for seed in range(4)}
+    assert len(halves) == 4
+    assert tuple(range(20)) not in halves
+
+
 def test_small_weights_may_leave_an_epoch_empty() -> None:
     rows = plan_rows([3, 4])
     plan = make_plan(rows, budget=Budget(rows=1), seed=0, num_epochs=None, max_packs=3, weights=[0.25])
