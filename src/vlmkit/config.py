@@ -12,14 +12,17 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from types import UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,26 +52,65 @@ def conf_dir() -> Path:
     )
 
 
-def build(node: DictConfig, kind: type[T], **runtime: object) -> T:
+def build(node: DictConfig, kind: type[T], where: str = "", /, **runtime: object) -> T:
     """Make the object that `node` describes by its `_target_`; hand `runtime` objects to it untouched.
+
+    Args:
+        node: A node of the config, with the `_target_` and its arguments.
+        kind: What it must be.
+        where: The node's key for messages, where the node was cut out of the config and no longer knows it.
+        runtime: Further arguments, made by code.
 
     Raises:
         ConfigError: an argument is given both by config and by code, is unknown, missing or refused by the
             constructor, or the result is of another kind.
     """
     target = str(node.get("_target_"))
-    if missing := sorted(OmegaConf.missing_keys(node)):
-        raise ConfigError(f"{target}: {', '.join(missing)} must be given: it has no default.")
+    where = where or str(node._get_full_key(None))  # pyright: ignore[reportPrivateUsage]  (OmegaConf has no public way)
+    if missing := sorted(_under(where, str(key)) for key in OmegaConf.missing_keys(node)):
+        raise ConfigError(f"{', '.join(missing)} must be given: there is no default. Add {missing[0]}=...")
     factory: Any = instantiate(node, _partial_=True, _convert_="all")  # partial first: runtime objects are never merged
     if clash := sorted(factory.keywords.keys() & runtime.keys()):
-        raise ConfigError(f"{target}: {clash} given both by config and by code.")
+        raise ConfigError(f"{where or target}: {clash} given both by config and by code.")
+    _check_plain_types(factory.func, factory.keywords, where or target)
     try:
         made = factory(**runtime)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{target} refused its settings: {error}") from error
+        raise ConfigError(f"{where or target}: {target.rpartition('.')[2]} refused its settings: {error}") from error
     if not isinstance(made, kind):
         raise ConfigError(f"{target} made a {type(made).__name__}, wanted a {kind.__name__}.")
     return made
+
+
+def _under(where: str, key: str) -> str:
+    """The key's full name: a node that still hangs in its config tells it in full, one cut out tells the last part."""
+    return key if not where or key.startswith(f"{where}.") else f"{where}.{key}"
+
+
+_PLAIN: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+
+
+def _check_plain_types(factory: Any, given: dict[str, object], where: str) -> None:
+    """Refuse a setting that is no number (text, boolean, null) where the signature says it is one.
+
+    Raises:
+        ConfigError: naming the key, what was found and what is wanted. Arguments of other types are not looked at.
+    """
+    try:
+        hints = get_type_hints(factory.__init__ if isinstance(factory, type) else factory)
+    except (NameError, TypeError, AttributeError):  # other people's annotations need not resolve
+        return
+    for name, value in given.items():
+        hint = hints.get(name, object)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if not all(kind in _PLAIN for kind in kinds):
+            continue
+        fits = type(value) in kinds or (float in kinds and type(value) is int)
+        if not fits:
+            wanted = " or ".join(_PLAIN[kind] for kind in kinds)
+            raise ConfigError(
+                f"{where}.{name}={value}: wanted {wanted}, got {_PLAIN.get(type(value), 'something else')}."
+            )
 
 
 def options_of(group: str) -> list[str]:
@@ -132,11 +174,39 @@ def run_command(name: str, config_name: str, task: Callable[[DictConfig], object
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hydra would print a shortened traceback and swallow ours
     try:
         decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
-        decorate(task)()
+        decorate(_told_by_us(task))()
+    except _PastHydra as carried:
+        _fail(name, str(carried.error))
     except VlmkitError as error:
         _fail(name, str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _fail(name, _explain(error, config_name))
+
+
+def _told_by_us(task: Callable[[DictConfig], object]) -> Callable[[DictConfig], object]:
+    """The task, with a user's error leaving past Hydra, which would put a line of its own above it.
+
+    In a multirun the job must fail in Hydra's eyes too, so there the error takes the usual way.
+    """
+
+    @wraps(task)  # hydra reads from the task's module where the command lies
+    def told(config: DictConfig) -> object:
+        try:
+            return task(config)
+        except VlmkitError as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise
+            raise _PastHydra(error) from None
+
+    return told
+
+
+class _PastHydra(BaseException):
+    """Carries a user's error through Hydra, which reports and re-raises every `Exception` of a job."""
+
+    def __init__(self, error: VlmkitError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def _fail(name: str, message: str) -> None:

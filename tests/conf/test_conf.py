@@ -253,5 +253,30 @@ def test_a_setting_without_a_value_is_asked_for():
     from vlmkit.errors import ConfigError
 
     node = composed("train", "model=qwen3_vl").model
-    with pytest.raises(ConfigError, match="WholeCheckpoint: model.path must be given"):
+    with pytest.raises(ConfigError, match=r"^model\.path must be given"):
         build(node, object)
+
+
+def test_a_setting_of_the_wrong_type_is_told_by_its_key():
+    from vlmkit.config import build
+    from vlmkit.errors import ConfigError
+
+    for override, wanted in {
+        "optim.lr=abc": r"optim\.lr=abc: wanted a number, got a text\.",
+        "optim.warmup_ratio=true": r"optim\.warmup_ratio=True: wanted a number, got true or false\.",
+        "optim.lr_merger=abc": r"optim\.lr_merger=abc: wanted a number or null, got a text\.",
+        "freeze.merger=5": r"freeze\.merger=5: wanted true or false, got a whole number\.",
+    }.items():
+        node = composed("train", override)[override.split(".")[0]]
+        with pytest.raises(ConfigError, match=wanted):
+            build(node, object)
+
+
+@pytest.mark.parametrize("override", ["trainer.max_steps=x", "trainer.max_epochs=2.5", "seed=x"])
+def test_numbers_of_the_run_are_checked_before_anything_is_read(override, tmp_path):
+    status, _, errors = ask("train", override, f"run_dir={tmp_path / 'run'}")
+    assert status == 1
+    key, value = override.split("=")
+    assert errors.startswith(f"vlmkit-train: {key}={value}: wanted a whole number")
+    assert "Error executing" not in errors
+    assert "Traceback" not in errors

@@ -64,6 +64,7 @@ class Run:
 def train(config: DictConfig, run_dir: Path) -> None:
     """Train as the config says; leave checkpoints, `hf/`, `train.jsonl` and `report.json` in the run directory."""
     started = time.perf_counter()
+    check_numbers(config)
     check_replaceable(run_dir / "hf")  # not found out after the training
     config = with_starting_weights(config)
     L.seed_everything(config.seed, verbose=False)
@@ -89,6 +90,20 @@ def train(config: DictConfig, run_dir: Path) -> None:
     report = make_report(run, step_log, time.perf_counter() - started)
     (run_dir / "report.json").write_text(json.dumps(report, indent=1, default=str) + "\n")
     print(describe_end(report, step_log, run_dir))
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Refuse what is no number before anything is read.
+
+    Raises:
+        ConfigError: `seed`, `trainer.max_epochs` or `trainer.max_steps` is not a whole number (the latter two: or null).
+    """
+    for name in ("max_epochs", "max_steps"):
+        value = config.trainer[name]
+        if value is not None and (type(value) is not int or value < 1):
+            raise ConfigError(f"trainer.{name}={value}: wanted a whole number of at least 1, or null.")
+    if type(config.seed) is not int:
+        raise ConfigError(f"seed={config.seed}: wanted a whole number.")
 
 
 def with_starting_weights(config: DictConfig) -> DictConfig:
@@ -136,6 +151,7 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
     trainer = build(
         OmegaConf.create(flags),
         L.Trainer,
+        "trainer",
         max_epochs=1,  # the plan holds all epochs and is one of Lightning's
         use_distributed_sampler=False,
         enable_checkpointing=False,
@@ -161,7 +177,8 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
 def model_source(node: DictConfig) -> Assembly | WholeCheckpoint:
     """What makes the model: `model` without the settings that concern training."""
     model = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
-    source = build(OmegaConf.create({name: value for name, value in model.items() if name not in _OURS}), object)
+    ours = OmegaConf.create({name: value for name, value in model.items() if name not in _OURS})
+    source = build(ours, object, "model")
     assert isinstance(source, (Assembly, WholeCheckpoint))
     return source
 
