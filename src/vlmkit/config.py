@@ -87,7 +87,13 @@ def _under(where: str, key: str) -> str:
     return key if not where or key.startswith(f"{where}.") else f"{where}.{key}"
 
 
-_PLAIN: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+_PLAIN: dict[object, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "null",
+}
 
 
 def _check_plain_types(factory: Any, given: dict[str, object], where: str) -> None:
