@@ -15,11 +15,12 @@ from omegaconf import OmegaConf
 from tests.training.conftest import environment
 from vlmkit.config import conf_dir, options_of
 
-COMMANDS = ("train", "assemble", "eval")
+COMMANDS = ("train", "assemble", "eval", "convert")
 USED = {
     "train": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
     "assemble": ("model",),
     "eval": ("model", "backend"),
+    "convert": (),
 }
 """The groups of each command."""
 CHOICES = [(command, group, option) for command in COMMANDS for group in USED[command] for option in options_of(group)]

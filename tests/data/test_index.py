@@ -322,7 +322,7 @@ def test_content_hash_follows_the_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_bytes(b"one")
     first = content_hash(path, tmp_path)
     assert not memo.exists()  # a file this young may still change unseen
-    monkeypatch.setattr("vlmkit.data.indexing._MEMO_SECONDS", -1.0)
+    monkeypatch.setattr("vlmkit.data.contents._MEMO_SECONDS", -1.0)
     assert content_hash(path, tmp_path) == first
     assert json.loads(memo.read_text())[str(path)]["hash"] == first
     dated = path.stat()

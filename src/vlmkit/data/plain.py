@@ -113,11 +113,12 @@ def _decompressor(name: str) -> Callable[[Path, BinaryIO], None]:
 
 def _write_parquet(source: Path, out: BinaryIO) -> None:
     """A row a line; a column whose value is null is left out, as nobody wrote it."""
-    for row in _parquet_rows(source):
+    for row in parquet_rows(source):
         out.write(orjson.dumps(row) + b"\n")
 
 
-def _parquet_rows(source: Path) -> Iterator[dict[str, object]]:
+def parquet_rows(source: Path) -> Iterator[dict[str, object]]:
+    """The rows of a Parquet file, a thousand in memory at a time; null columns are left out."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(source) as file:
