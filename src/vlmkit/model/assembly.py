@@ -183,7 +183,7 @@ class Assembly:
             name: self._locate(name, list(model.get_parameter(name).shape), readers) for name in _wanted(model)
         }
         self._refuse_leftovers(readers, list(found.values()))
-        model.tie_weights()
+        cast(Any, model).to(dtype).tie_weights()
         _take_generation_config(model, places["template"])
 
         def read(name: str, first: int, last: int) -> Tensor:
@@ -438,7 +438,7 @@ class WholeCheckpoint:
             found[name] = there
         for part in ("vision_encoder", "language_model"):
             _refuse_leftovers(reader, part, set(found), key="model.path", source=self.path)
-        model.tie_weights()
+        cast(Any, model).to(dtype).tie_weights()
         _take_generation_config(model, place)
         return Sketch(
             model=model,

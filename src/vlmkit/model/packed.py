@@ -72,8 +72,6 @@ class PackedVLM(nn.Module):
             The summed loss; zero, but connected to every trainable tensor, for a pack without supervised tokens.
         """
         hidden = self.hidden_states(batch)[0]
-        if len(batch["targets"]) == 0:
-            return PackedOutput(loss_sum=0.0 * hidden.float().sum(), token_losses=hidden.new_zeros(0))
         states = hidden.index_select(0, batch["supervised_positions"])
         weight = self.hf.lm_head.weight
         loss_sum, losses = linear_cross_entropy(states, weight, batch["targets"], chunk=self.head_chunk)

@@ -16,6 +16,7 @@ from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import PARTS, Part, part_of, restore_rotary_buffers
 from vlmkit.training.loss import scaled_loss
 from vlmkit.training.optim import Group, OptimizerPlan, make_optimizer, make_schedule, parameter_groups
+from vlmkit.training.strategy import ShardedStrategy
 
 
 class TrainingModule(L.LightningModule):
@@ -23,6 +24,8 @@ class TrainingModule(L.LightningModule):
 
     Args:
         make_model: Makes the model, on the CPU.
+        make_sketch: Makes the model without memory, and what fills rows of its parameters: for ranks that share it
+            (`ShardedStrategy`). None: it cannot be shared.
         freeze: Which parts are trained, and the modes of those that are not.
         optimizer_plan: Rates, decay and schedule.
         count_steps: Optimiser steps of the whole run, given ranks and micro-batches per step: the schedule's length.
@@ -36,9 +39,11 @@ class TrainingModule(L.LightningModule):
         freeze: FreezePolicy,
         optimizer_plan: OptimizerPlan,
         count_steps: Callable[[int, int], int],
+        make_sketch: Callable[[], tuple[PackedVLM, Callable[[str, int, int], Tensor]]] | None = None,
     ) -> None:
         super().__init__()
         self.make_model = make_model
+        self.make_sketch = make_sketch
         self.freeze_policy = freeze
         self.optimizer_plan = optimizer_plan
         self.count_steps = count_steps
@@ -55,7 +60,15 @@ class TrainingModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Make the model, freeze what is frozen, set the modes. Lightning may call it more than once."""
-        if self.model is None:
+        if self.model is not None:
+            return
+        strategy = self.trainer.strategy if self._trainer is not None else None
+        if isinstance(strategy, ShardedStrategy):
+            assert self.make_sketch is not None, "this module was not told how to make a model that ranks share"
+            self.model, read = self.make_sketch()
+            self.freeze_policy.apply(self.model.hf)
+            strategy.sharding().apply(self.model, read)
+        else:
             self.model = self.make_model()
             self.freeze_policy.apply(self.model.hf)
 
@@ -94,6 +107,8 @@ class TrainingModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen tensors out: they equal their source, which a resume assembles again."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            return  # it wrote no other names
         trained = self._trained_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in trained}
 
@@ -103,6 +118,8 @@ class TrainingModule(L.LightningModule):
         Raises:
             RuntimeError: it does not; another freeze policy or model wrote it.
         """
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            return  # it checked the names itself
         found, wanted = set(checkpoint["state_dict"]), self._trained_keys()
         if found != wanted:
             raise RuntimeError(
