@@ -1,9 +1,7 @@
-"""The gradient of one optimiser step of a real Trainer, in fp64; run as a module it takes two ranks."""
+"""The gradient of one optimiser step of a real Trainer, in fp64."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
 from vlmkit.training.shards import whole
-from vlmkit.training.strategy import ShardedStrategy
 
 
 class Catch(Callback):
@@ -133,13 +130,3 @@ def reference_gradients(manifest: Path, checkpoint: Path, cache: Path) -> dict[s
     loss = total / count
     loss.backward()
     return {"loss": loss.item(), "grads": {name: p.grad for name, p in stock.named_parameters()}}
-
-
-if __name__ == "__main__":
-    rows, model, cached, folder = map(Path, sys.argv[1:5])
-    settings = json.loads(sys.argv[5]) if len(sys.argv) > 5 else {}
-    if (reduce := settings.pop("reduce_every_micro_batch", None)) is not None:
-        settings["strategy"] = ShardedStrategy(reduce_every_micro_batch=reduce, timeout_minutes=1)
-    found = gradients(rows, model, cached, **{"batch_size": 2, "accumulate": 2, "devices": 2, "out": folder, **settings})
-    if found["loss"] is not None:
-        torch.save(found, folder / "gradients.pt")

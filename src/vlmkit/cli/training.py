@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +15,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
 
 from vlmkit import __version__
-from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over
+from vlmkit.cli.ranks import launch_name, part, use_command
+from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over, this_job
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.errors import CheckpointError, ConfigError
-from vlmkit.model.assembly import VLM, Assembly, WholeCheckpoint
+from vlmkit.model.assembly import VLM, Assembly, Sketch, WholeCheckpoint
 from vlmkit.model.attention import choose_kernel
 from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
 from vlmkit.model.freeze import FreezePolicy
@@ -32,7 +35,9 @@ from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.callbacks.summary import GroupTable
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
+from vlmkit.training.shards import gather_model, load_whole
 from vlmkit.training.state import RunState, find_checkpoint, read_state
+from vlmkit.training.together import together
 
 TAKEN_OVER = ("data", "model")
 _OURS = ("attn_implementation", "gradient_checkpointing")
@@ -53,7 +58,7 @@ class Run:
     state: RunState | None
     checkpoint: Path | None
     trainer: L.Trainer
-    made: list[VLM] = field(default_factory=list[VLM])
+    made: list[VLM | Sketch] = field(default_factory=list[VLM | Sketch])
 
     @property
     def accumulate(self) -> int:
@@ -69,10 +74,22 @@ def train(config: DictConfig, run_dir: Path) -> None:
     config = with_starting_weights(config)
     L.seed_everything(config.seed, verbose=False)
     run = wire(config, run_dir)
+    use_command(run.trainer, this_job("train", run_dir))
+    with together(
+        run_dir=run_dir, launch=launch_name(), rank=run.trainer.global_rank, num_ranks=run.trainer.world_size
+    ):
+        report = fit_and_export(run, started)
+    part(run.trainer)
+    if report is not None:
+        print(report)
+
+
+def fit_and_export(run: Run, started: float) -> str | None:
+    """Everything that all ranks do; what the first one has to say at the end."""
     prepare_data(run)
     first_rank = run.trainer.is_global_zero and not int(os.environ.get("LOCAL_RANK", "0"))
     if first_rank:
-        save_config(config, run_dir)
+        save_config(run.config, run.run_dir)
         print(describe_data(run))
     module = make_module(run)
     step_log = add_callbacks(run, module)
@@ -81,15 +98,15 @@ def train(config: DictConfig, run_dir: Path) -> None:
         load_trained(module, run.checkpoint)
     else:
         run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
+    model = gather_model(module.packed.hf)
     if not run.trainer.is_global_zero:
-        return
-    export = save_hf(
-        model=module.packed.hf, processor=run.processor, directory=run_dir / "hf", provenance=provenance(run)
-    )
-    prove_export(export, model=module.packed.hf, processor=run.processor)
+        return None
+    assert model is not None
+    export = save_hf(model=model, processor=run.processor, directory=run.run_dir / "hf", provenance=provenance(run))
+    prove_export(export, model=model, processor=run.processor)
     report = make_report(run, step_log, time.perf_counter() - started)
-    (run_dir / "report.json").write_text(json.dumps(report, indent=1, default=str) + "\n")
-    print(describe_end(report, step_log, run_dir))
+    (run.run_dir / "report.json").write_text(json.dumps(report, indent=1, default=str) + "\n")
+    return describe_end(report, step_log, run.run_dir)
 
 
 def check_numbers(config: DictConfig) -> None:
@@ -214,22 +231,33 @@ def prepare_data(run: Run) -> None:
 def make_module(run: Run) -> TrainingModule:
     """The LightningModule; the model itself is made when the Trainer asks for it."""
     model = run.config.model
+    dtype = _DTYPES.get(str(run.config.trainer.precision), torch.float32)
 
-    def make_model() -> PackedVLM:
-        vlm = run.source.build(dtype=_DTYPES.get(str(run.config.trainer.precision), torch.float32))
-        if run.source.proves and isinstance(run.source, Assembly):
-            run.source.prove(vlm)
-        run.made.append(vlm)
-        set_checkpointing(vlm.model, **model.gradient_checkpointing)
+    def packed(made: VLM | Sketch) -> PackedVLM:
+        run.made.append(made)
+        set_checkpointing(made.model, **model.gradient_checkpointing)
         return PackedVLM(
-            vlm.model,
+            made.model,
             pixel_mean=run.processor.pixel_mean,
             pixel_std=run.processor.pixel_std,
             kernel=model.attn_implementation,
         )
 
+    def make_model() -> PackedVLM:
+        vlm = run.source.build(dtype=dtype)
+        if run.source.proves and isinstance(run.source, Assembly):
+            run.source.prove(vlm)
+        return packed(vlm)
+
+    def make_sketch() -> tuple[PackedVLM, Callable[[str, int, int], Tensor]]:
+        if run.source.proves and run.trainer.is_global_zero:
+            print("No rank holds the whole model, so the assembly is not proved here: vlmkit-assemble proves it.")
+        sketch = run.source.sketch(dtype=dtype)
+        return packed(sketch), sketch.read
+
     return TrainingModule(
         make_model=make_model,
+        make_sketch=make_sketch,
         freeze=run.freeze,
         optimizer_plan=build(run.config.optim, OptimizerPlan),
         count_steps=run.data.num_steps,
@@ -278,6 +306,9 @@ def load_trained(module: TrainingModule, checkpoint: Path | None) -> None:
     """Make the model with the weights of a finished run's checkpoint."""
     assert checkpoint is not None
     module.configure_model()
+    if checkpoint.is_dir():
+        load_whole(checkpoint, module)
+        return
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"], strict=False)
 

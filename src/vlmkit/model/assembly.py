@@ -179,9 +179,7 @@ class Assembly:
         with torch.device("meta"):
             model = Qwen3VLForConditionalGeneration(config)
         readers = {part: TensorReader(places[part]) for part in ("vision_encoder", "language_model")}
-        found = {
-            name: self._locate(name, list(model.get_parameter(name).shape), readers) for name in _wanted(model)
-        }
+        found = {name: self._locate(name, list(model.get_parameter(name).shape), readers) for name in _wanted(model)}
         self._refuse_leftovers(readers, list(found.values()))
         cast(Any, model).to(dtype).tie_weights()
         _take_generation_config(model, places["template"])
@@ -307,16 +305,12 @@ class Assembly:
         source = "" if one.origin == "new" else f"{one.part}:{readers[one.part].file(one.there)}:{one.there}"
         return TensorOrigin(name=name, shape=tuple(shape), origin=one.origin, source=source, sha256=tensor_hash(tensor))
 
-    def _refuse_leftovers(
-        self, readers: dict[str, TensorReader], tensors: Sequence[TensorOrigin | _Located]
-    ) -> None:
+    def _refuse_leftovers(self, readers: dict[str, TensorReader], tensors: Sequence[TensorOrigin | _Located]) -> None:
         taken = {one.name for one in tensors}
         for part, reader in readers.items():
             _refuse_leftovers(reader, part, taken, key=f"model.{part}", source=getattr(self, part))
 
-    def _provenance(
-        self, dtype: torch.dtype, fields: list[FieldOrigin], tensors: dict[str, Origin]
-    ) -> dict[str, Any]:
+    def _provenance(self, dtype: torch.dtype, fields: list[FieldOrigin], tensors: dict[str, Origin]) -> dict[str, Any]:
         return {
             "sources": {part: getattr(self, part) for part in ("template", "vision_encoder", "language_model")},
             "merger_init": self.merger_init,

@@ -7,6 +7,7 @@ optimiser's state of them in PyTorch's distributed format, and `meta.pt` with ev
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -104,7 +105,9 @@ def load_whole(path: Path, module: nn.Module) -> None:
     """
     state = dict(trained_parameters(module))
     check_names(path, set(state))
-    dcp.load({"model": state}, checkpoint_id=path, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        dcp.load({"model": state}, checkpoint_id=path, no_dist=True)
 
 
 def check_names(path: Path, wanted: set[str]) -> None:
