@@ -71,8 +71,8 @@ def gradients(
         return packed(sketch.model), sketch.read
 
     plan = OptimizerPlan(
-        lr=1e-3, lr_vision_encoder=None, lr_merger=None, lr_language_model=None, weight_decay=0.0, beta1=0.9,
-        beta2=0.999, eps=1e-8, schedule="constant", warmup_ratio=0.0, min_lr_ratio=0.0,
+        lr=1e-3, lr_vision_encoder=None, lr_merger=None, lr_language_model=None, layer_decay=1.0, weight_decay=0.0, beta1=0.9,
+        beta2=0.999, eps=1e-8, fp32_masters=True, optimizer=None, schedule="constant", warmup_ratio=0.0, min_lr_ratio=0.0,
     )  # fmt: skip
     freeze = FreezePolicy(**{part: part in frozen for part in ("vision_encoder", "merger", "language_model")})
     module = TrainingModule(

@@ -259,9 +259,17 @@ def make_module(run: Run) -> TrainingModule:
         make_model=make_model,
         make_sketch=make_sketch,
         freeze=run.freeze,
-        optimizer_plan=build(run.config.optim, OptimizerPlan),
+        optimizer_plan=build(optimizer_node(run.config.optim), OptimizerPlan),
         count_steps=run.data.num_steps,
     )
+
+
+def optimizer_node(node: DictConfig) -> DictConfig:
+    """`optim`, with an optimiser it names left to be made once there are parameters."""
+    if node.optimizer is None:
+        return node
+    partial = OmegaConf.create({"optimizer": {"_partial_": True}})
+    return cast(DictConfig, OmegaConf.merge(node, partial))
 
 
 def add_callbacks(run: Run, module: TrainingModule) -> StepLog:
