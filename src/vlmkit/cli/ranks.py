@@ -36,6 +36,8 @@ class RankLauncher(_SubprocessScriptLauncher):
     def launch(self, function: Callable[..., Any], *args: Any, trainer: L.Trainer | None = None, **kwargs: Any) -> Any:
         """Start the others, then call `function`."""
         environment = self.cluster_environment
+        if environment.creates_processes_externally:  # torchrun, SLURM, or this is one of the others
+            return function(*args, **kwargs)
         environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         found = {name: os.environ.get(name) for name in _HANDED_ON}
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)

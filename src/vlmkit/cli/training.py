@@ -35,8 +35,9 @@ from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.callbacks.summary import GroupTable
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
-from vlmkit.training.shards import gather_model, load_whole
+from vlmkit.training.shards import check_form, gather_model, load_whole
 from vlmkit.training.state import RunState, find_checkpoint, read_state
+from vlmkit.training.strategy import ShardedStrategy
 from vlmkit.training.together import together
 
 TAKEN_OVER = ("data", "model")
@@ -178,6 +179,8 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         logger=loggers or False,
         default_root_dir=run_dir,
     )
+    if checkpoint:
+        check_form(checkpoint, shared=isinstance(trainer.strategy, ShardedStrategy))
     return Run(
         config=config,
         run_dir=run_dir,

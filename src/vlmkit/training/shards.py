@@ -14,13 +14,15 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -66,7 +68,7 @@ def save_shards(path: Path, *, module: nn.Module, optimizers: Sequence[Optimizer
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
     dist.barrier()
-    dcp.save(_state(module, optimizers), checkpoint_id=path)
+    save(_state(module, optimizers), checkpoint_id=path)
     if first:
         torch.save(rest, path / META_FILE)
         sync_to_disk(path / META_FILE)
@@ -83,15 +85,11 @@ def load_shards(path: Path, *, module: nn.Module, optimizers: Sequence[Optimizer
     Raises:
         CheckpointError: not a sharded checkpoint, or of other tensors.
     """
-    if not is_sharded(path):
-        raise CheckpointError(
-            f"{path}: was written by trainer=single or trainer=ddp and cannot be resumed with trainer=fsdp. Resume it "
-            "as it was trained, or start a new run from its weights: init_from=."
-        )
+    check_form(path, shared=True)
     rest: dict[str, Any] = torch.load(path / META_FILE, map_location="cpu", weights_only=True)
     state = _state(module, optimizers)
     check_names(path, set(state["model"]))
-    dcp.load(state, checkpoint_id=path)
+    load(state, checkpoint_id=path)
     for number, optimizer in enumerate(optimizers):
         set_optimizer_state_dict(module, optimizer, optim_state_dict=state[f"optimizer_{number}"], options=_FLAT)
     return {**rest, "state_dict": dict.fromkeys(state["model"]), "optimizer_states": []}
@@ -107,7 +105,27 @@ def load_whole(path: Path, module: nn.Module) -> None:
     check_names(path, set(state))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        dcp.load({"model": state}, checkpoint_id=path, no_dist=True)
+        load({"model": state}, checkpoint_id=path, no_dist=True)
+
+
+def check_form(path: Path, *, shared: bool) -> None:
+    """Make sure that a checkpoint is of the form that this run reads.
+
+    Args:
+        path: A checkpoint.
+        shared: Whether ranks share the model (`trainer=fsdp`).
+
+    Raises:
+        CheckpointError: it is of the other form, or a sharded one that is not whole.
+    """
+    if path.is_dir() and not is_sharded(path):
+        raise CheckpointError(f"{path}: not a whole sharded checkpoint (it lacks {META_FILE} or {_TENSORS_FILE}).")
+    if path.is_dir() != shared:
+        wrote, reads = ("trainer=single or trainer=ddp", "trainer=fsdp") if shared else ("trainer=fsdp", "this trainer")
+        raise CheckpointError(
+            f"{path}: was written by {wrote} and cannot be resumed with {reads}. Resume it with {wrote} on any number of "
+            "devices, or start a new run from its exported weights: init_from=."
+        )
 
 
 def check_names(path: Path, wanted: set[str]) -> None:
@@ -116,7 +134,7 @@ def check_names(path: Path, wanted: set[str]) -> None:
     Raises:
         CheckpointError: it does not; another freeze policy or model wrote it.
     """
-    told = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    told = FileSystemReader(path).read_metadata().state_dict_metadata
     found = {name.removeprefix("model.") for name in told if name.startswith("model.")}
     if found != wanted:
         raise CheckpointError(
