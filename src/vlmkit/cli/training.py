@@ -26,6 +26,8 @@ from vlmkit.model.assembly import VLM, Assembly, Sketch, WholeCheckpoint
 from vlmkit.model.attention import choose_kernel
 from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
 from vlmkit.model.freeze import FreezePolicy
+from vlmkit.model.liger import use_kernels
+from vlmkit.model.lora import Lora, prove_merge
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
 from vlmkit.processing.processor import Processor, load_processor
@@ -41,7 +43,7 @@ from vlmkit.training.strategy import ShardedStrategy
 from vlmkit.training.together import together
 
 TAKEN_OVER = ("data", "model")
-_OURS = ("attn_implementation", "gradient_checkpointing")
+_OURS = ("attn_implementation", "gradient_checkpointing", "compile", "kernels", "lora")
 """Settings of `model` that concern training, not how the model is made."""
 _DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64}
 
@@ -56,6 +58,7 @@ class Run:
     data: PackedDataModule
     processor: Processor
     freeze: FreezePolicy
+    lora: Lora | None
     state: RunState | None
     checkpoint: Path | None
     trainer: L.Trainer
@@ -99,10 +102,12 @@ def fit_and_export(run: Run, started: float) -> str | None:
         load_trained(module, run.checkpoint)
     else:
         run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
-    model = gather_model(module.packed.hf)
+    model = gather_model(module.packed.hf, merge=run.lora.merge if run.lora else None)
     if not run.trainer.is_global_zero:
         return None
     assert model is not None
+    if run.lora and not isinstance(run.trainer.strategy, ShardedStrategy):
+        prove_merge(module.packed.hf, model)
     export = save_hf(model=model, processor=run.processor, directory=run.run_dir / "hf", provenance=provenance(run))
     prove_export(export, model=model, processor=run.processor)
     report = make_report(run, step_log, time.perf_counter() - started)
@@ -187,6 +192,7 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         source=source,
         data=data,
         processor=load_processor(source.processor_source, budget=data.budget),
+        lora=make_lora(config.model.lora),
         freeze=build(config.freeze, FreezePolicy),
         state=read_state(checkpoint) if checkpoint else None,
         checkpoint=checkpoint,
@@ -203,6 +209,18 @@ def model_source(node: DictConfig) -> Assembly | WholeCheckpoint:
     return source
 
 
+def make_lora(node: DictConfig) -> Lora | None:
+    """Adapters, where `model.lora.rank` is not 0.
+
+    Raises:
+        ConfigError: the settings cannot work.
+    """
+    if not node.rank:
+        return None
+    settings = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return build(OmegaConf.create({"_target_": "vlmkit.model.lora.Lora", **settings}), Lora, "model.lora")
+
+
 def prepare_data(run: Run) -> None:
     """Count and plan; take up the plan where a resumed run stands.
 
@@ -213,7 +231,7 @@ def prepare_data(run: Run) -> None:
     done, consumed = (state.step, state.consumed_packs) if state else (0, 0)
     group = run.trainer.world_size * run.accumulate
     max_packs = None if trainer.max_steps is None else consumed + max(0, trainer.max_steps - done) * group
-    only_merger = run.freeze.vision_encoder and run.freeze.language_model
+    only_merger = run.freeze.vision_encoder and run.freeze.language_model and run.lora is None
     run.data.prepare(
         processor=run.processor, num_epochs=trainer.max_epochs, max_packs=max_packs, require_media=only_merger
     )
@@ -233,17 +251,21 @@ def prepare_data(run: Run) -> None:
 
 def make_module(run: Run) -> TrainingModule:
     """The LightningModule; the model itself is made when the Trainer asks for it."""
-    model = run.config.model
+    model, lora = run.config.model, run.lora
     dtype = _DTYPES.get(str(run.config.trainer.precision), torch.float32)
 
     def packed(made: VLM | Sketch) -> PackedVLM:
         run.made.append(made)
         set_checkpointing(made.model, **model.gradient_checkpointing)
+        use_kernels(made.model, model.kernels)
+        if lora is not None:
+            lora.inject(made.model)
         return PackedVLM(
             made.model,
             pixel_mean=run.processor.pixel_mean,
             pixel_std=run.processor.pixel_std,
             kernel=model.attn_implementation,
+            compiled=model.compile,
         )
 
     def make_model() -> PackedVLM:
@@ -256,11 +278,15 @@ def make_module(run: Run) -> TrainingModule:
         if run.source.proves and run.trainer.is_global_zero:
             print("No rank holds the whole model, so the assembly is not proved here: vlmkit-assemble proves it.")
         sketch = run.source.sketch(dtype=dtype)
-        return packed(sketch), sketch.read
+        made = packed(sketch)
+        if lora is None:
+            return made, sketch.read
+        return made, lora.reader(sketch.read, made.hf, seed=run.config.seed)
 
     return TrainingModule(
         make_model=make_model,
         make_sketch=make_sketch,
+        lora=lora,
         freeze=run.freeze,
         optimizer_plan=build(optimizer_node(run.config.optim), OptimizerPlan),
         count_steps=run.data.num_steps,
@@ -329,7 +355,12 @@ def provenance(run: Run) -> dict[str, Any]:
     vlm = run.made[0]
     return {
         **vlm.provenance,
-        "trained": {"freeze": vars(run.freeze), "data": run.data.name, "plan": run.data.plan.key},
+        "trained": {
+            "freeze": vars(run.freeze),
+            "lora": vars(run.lora) if run.lora else None,
+            "data": run.data.name,
+            "plan": run.data.plan.key,
+        },
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from vlmkit.errors import CheckpointError
 from vlmkit.training.state import META_FILE, sync_to_disk
 
 _TENSORS_FILE = ".metadata"
+Merge = Callable[[Iterable[tuple[str, Tensor]]], dict[str, Tensor]]
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -88,7 +89,9 @@ def load_shards(path: Path, *, module: nn.Module, optimizers: Sequence[Optimizer
     check_form(path, shared=True)
     rest: dict[str, Any] = torch.load(path / META_FILE, map_location="cpu", weights_only=True)
     state = _state(module, optimizers)
-    check_names(path, set(state["model"]))
+    told = check_names(path, set(state["model"]))
+    if not any(name.startswith("averages.") for name in told):
+        state.pop("averages", None)  # averaging starts with this run
     load(state, checkpoint_id=path)
     for number, optimizer in enumerate(optimizers):
         set_optimizer_state_dict(module, optimizer, optim_state_dict=state[f"optimizer_{number}"], options=_FLAT)
@@ -128,8 +131,8 @@ def check_form(path: Path, *, shared: bool) -> None:
         )
 
 
-def check_names(path: Path, wanted: set[str]) -> None:
-    """Make sure that a sharded checkpoint holds exactly these trained tensors.
+def check_names(path: Path, wanted: set[str]) -> set[str]:
+    """Make sure that a sharded checkpoint holds exactly these trained tensors; names of all that it holds.
 
     Raises:
         CheckpointError: it does not; another freeze policy or model wrote it.
@@ -142,6 +145,7 @@ def check_names(path: Path, wanted: set[str]) -> None:
             f"(first: {min(found - wanted, default='-')}) and lacks {len(wanted - found)} that are "
             f"(first: {min(wanted - found, default='-')}). Another freeze= or model= wrote it."
         )
+    return set(told)
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -162,28 +166,34 @@ def any_rank(flags: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     return flags.bool()
 
 
-def gather_model(hf: Any) -> Any | None:
+def gather_model(hf: Any, *, merge: Merge | None = None) -> Any | None:
     """A model with memory of its own and all tensors whole, on the CPU of rank 0.
 
     Tensor by tensor: a rank holds one whole tensor at a time, rank 0 the model. Every rank must call.
 
     Args:
-        hf: A stock model, sharded or not.
+        hf: A stock model, sharded or not, with adapters or without.
+        merge: Makes the plain model's tensors out of those of a model with adapters.
 
     Returns:
-        `hf` itself where nothing of it is sharded; None on other ranks.
+        `hf` itself where nothing of it is sharded or to be merged; None on other ranks.
     """
-    if not any(isinstance(parameter, DTensor) for parameter in hf.parameters()):
+    if merge is None and not any(isinstance(parameter, DTensor) for parameter in hf.parameters()):
         return hf
-    first = dist.get_rank() == 0
-    with torch.device("meta"):
-        made = type(hf)(hf.config) if first else None
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    tensors: dict[str, Tensor] = {}
     for name, parameter in hf.named_parameters():
         found = whole(parameter.detach())
-        if made is not None:
-            place, _, leaf = name.rpartition(".")
-            setattr(made.get_submodule(place), leaf, nn.Parameter(found.cpu().clone(), requires_grad=False))
-    return None if made is None else _finished(made, hf)
+        if first:
+            tensors[name] = found.cpu()
+    if not first:
+        return None
+    with torch.device("meta"):
+        made = type(hf)(hf.config)
+    for name, tensor in (merge(tensors.items()) if merge else tensors).items():
+        place, _, leaf = name.rpartition(".")
+        setattr(made.get_submodule(place), leaf, nn.Parameter(tensor, requires_grad=False))
+    return _finished(made, hf)
 
 
 def _finished(made: Any, hf: Any) -> Any:
@@ -198,6 +208,8 @@ def _finished(made: Any, hf: Any) -> Any:
 def _state(module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     """Names to tensors that share memory with model and optimisers, whose state is made where there is none yet."""
     state: dict[str, Any] = {"model": dict(trained_parameters(module))}
+    if averages := getattr(module, "averages", None):
+        state["averages"] = dict(averages)
     for number, optimizer in enumerate(optimizers):
         inner = cast(Optimizer, getattr(optimizer, "_optimizer", optimizer))
         state[f"optimizer_{number}"] = get_optimizer_state_dict(module, inner, options=_FLAT)
