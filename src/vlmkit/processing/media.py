@@ -71,6 +71,16 @@ def image_size(part: ImagePart) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
+def image_orientation(part: ImagePart) -> int:
+    """How EXIF says an image is turned, 1 (upright) to 8.
+
+    Raises:
+        DataError: as `image_size`.
+    """
+    with _opened(part) as image:
+        return _orientation(image)
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8.
 
