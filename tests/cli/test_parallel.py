@@ -104,7 +104,6 @@ def test_a_killed_rank_stops_the_other(manifest, tmp_path, victim):
     assert time.monotonic() - killed < 60
     number = 1 if victim == "child" else 0
     assert f"rank {number} ended without a word" in output
-    assert not Path(f"/proc/{child}").exists()
 
 
 def launched(tmp_path: Path, *arguments: str, status: int = 0, **variables: str) -> list[str]:

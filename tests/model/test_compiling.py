@@ -57,9 +57,7 @@ def losses_and_gradients(made, packs):
 
 
 @pytest.mark.parametrize("how", ["eager", pytest.param("inductor", marks=[compiler, pytest.mark.slow])])
-@pytest.mark.parametrize(
-    "recompute", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "recomputed"]
-)
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "recomputed"])
 def test_compiled_equals_eager(stock, processor, packs, how, recompute):
     torch._dynamo.reset()
     wanted = losses_and_gradients(model(stock, processor), packs)

@@ -194,6 +194,15 @@ class Assembly:
             read=read,
         )
 
+    def skeleton(self) -> Qwen3VLForConditionalGeneration:
+        """The model that `build` would make, on the meta device: all is checked against the files' headers, none is read.
+
+        Raises:
+            AssemblyError: as `build`.
+            CheckpointError: as `build`.
+        """
+        return self.sketch(dtype=torch.float32).model
+
     def prove(self, vlm: VLM) -> None:
         """Compare with the sources, in fp32: the language model's logits on text, the vision encoder's features.
 
@@ -440,6 +449,15 @@ class WholeCheckpoint:
             provenance={"sources": {"path": self.path}, "dtype": str(dtype)},
             read=lambda name, first, last: reader.read(found[name], (first, last)).to(dtype),
         )
+
+    def skeleton(self) -> Qwen3VLForConditionalGeneration:
+        """The model that `build` would make, on the meta device: all is checked against the files' headers, none is read.
+
+        Raises:
+            AssemblyError: as `build`.
+            CheckpointError: as `build`.
+        """
+        return self.sketch(dtype=torch.float32).model
 
 
 def resolve(source: str, *, key: str) -> Path:
