@@ -32,6 +32,7 @@ from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
 from vlmkit.processing.processor import Processor, load_processor
 from vlmkit.training.callbacks.checkpointer import Checkpointer
+from vlmkit.training.callbacks.prediction import StartForecast
 from vlmkit.training.callbacks.receipt import GradientReceipt
 from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.callbacks.summary import GroupTable
@@ -367,6 +368,7 @@ def provenance(run: Run) -> dict[str, Any]:
 def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
     """For `report.json`: what became of every row, what was trained on, and with what."""
     receipts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, GradientReceipt)]
+    forecasts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, StartForecast)]
     device = run.trainer.strategy.root_device
     return {
         "schema": "vlmkit.report/1",
@@ -378,6 +380,7 @@ def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
         "trained_on": step_log.totals,
         "last": step_log.last,
         "receipt": receipts[0] if receipts else None,
+        "forecast": forecasts[0] if forecasts else None,
         "seconds": seconds,
         "hashes": {"plan": run.data.plan.key, "index": run.data.index.key, "processor": run.processor.fingerprint},
         "versions": {"vlmkit": __version__, "torch": torch.__version__, "lightning": L.__version__},

@@ -10,8 +10,9 @@ import lightning as L
 import numpy as np
 import torch
 
+from vlmkit.batch import Batch
 from vlmkit.data.dataset import PackDataset, PlanLoader, SlotSampler
-from vlmkit.data.dealing import Steps, deal
+from vlmkit.data.dealing import Slot, Steps, deal
 from vlmkit.data.index import Index
 from vlmkit.data.indexing import build_index
 from vlmkit.data.judging import OnBadRow, judge
@@ -188,7 +189,7 @@ class PackedDataModule(L.LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches
         slots = self.steps(self.trainer.world_size, accumulate).slots(self.trainer.global_rank)
         return PlanLoader(
-            PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits),
+            self._dataset(),
             sampler=SlotSampler(slots, num_done=self.start_step * accumulate),
             batch_size=None,
             num_workers=self.num_workers,
@@ -197,6 +198,16 @@ class PackedDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def pack_batch(self, number: int) -> Batch:
+        """The batch of a pack of the plan by its number, as if it were a step of its own: for calibration and previews."""
+        pack = self.plan[number]
+        supervised = int(self.plan.num_supervised_tokens[number])
+        slot = Slot(pack=number, rows=pack.rows, step=0, step_supervised_tokens=supervised, epoch=0)
+        return self._dataset()[slot]
+
+    def _dataset(self) -> PackDataset:
+        return PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits)
 
     def accounting(self) -> dict[str, Any]:
         """For `report.json`: what became of every row, by source and reason, with the first of each.
