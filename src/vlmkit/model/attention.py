@@ -7,10 +7,10 @@ Registered with transformers under `VARLEN`, and given the segments as keyword a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_
 
 from vlmkit.errors import ConfigError
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 VARLEN = "vlmkit_varlen"
 """Name of our attention in transformers' registry."""
 
@@ -45,6 +46,11 @@ def choose_kernel(wanted: Kernel, device: torch.device, dtype: torch.dtype) -> L
     if wanted == "flash" and not _has_flash():
         raise ConfigError("model.attn_implementation=flash: flash-attn is not installed. pip install 'vlmkit[flash]'.")
     return wanted
+
+
+def _not_compiled(function: _F) -> _F:
+    """Leave a function as it is in a compiled block: its kernels are whole, and its segments differ in every pack."""
+    return cast(_F, torch.compiler.disable(function))
 
 
 class Segments(Sequence[int]):
@@ -72,7 +78,7 @@ class Segments(Sequence[int]):
         return len(self.lengths)
 
 
-@torch.compiler.disable
+@_not_compiled
 def attend_segments(
     query: Tensor,
     key: Tensor,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlmkit.batch import Batch
 from vlmkit.data.dealing import Steps
+from vlmkit.data.plan import pack_weights
 from vlmkit.model.packed import PackedVLM
 
 
@@ -92,7 +93,7 @@ def forecast(
     """
     plan = steps.plan
     numbers = np.arange(steps.start_pack, len(plan))
-    weight = plan.num_tokens[numbers] + plan.num_patches[numbers]
+    weight = pack_weights(plan.num_tokens[numbers], plan.num_patches[numbers])
     order = numbers[np.argsort(-weight, kind="stable")]
     places = np.unique(np.linspace(0, len(order) - 1, num_calibrations).astype(int))
     before = used_bytes(_device(packed))
@@ -159,7 +160,7 @@ def step_seconds(steps: Steps, pack_seconds: NDArray[np.float64]) -> NDArray[np.
     of_slots = np.where(steps.packs < 0, 0.0, pack_seconds[steps.packs])
     slowest = of_slots.max(axis=1) if len(of_slots) else np.empty(0)
     step = np.arange(len(slowest)) // steps.accumulate
-    return np.bincount(step, weights=slowest, minlength=len(steps))
+    return np.bincount(step, weights=slowest, minlength=len(steps)).astype(np.float64)
 
 
 def used_bytes(device: torch.device) -> int:

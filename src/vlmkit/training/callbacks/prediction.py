@@ -50,6 +50,12 @@ class StartForecast(Callback):
             )
         if trainer.is_global_zero:
             print(self.made.to_text(), flush=True)
+            if devices and self.made.peak_bytes > (has := torch.cuda.get_device_properties(devices[0]).total_memory):
+                print(
+                    f"That is more than the device's {has / 2**30:.2f} GiB. Lower data.tokens_per_batch (or data.batch_size), "
+                    "recompute (model.gradient_checkpointing), or share the model (trainer=fsdp).",
+                    flush=True,
+                )
         mark_peak(pl_module.device)
         self.started = time.perf_counter()
 
