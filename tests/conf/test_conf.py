@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from tests.training.conftest import environment
 from vlmkit.config import conf_dir, options_of
 
-COMMANDS = ("train", "assemble", "eval", "convert")
+COMMANDS = ("train", "inspect", "assemble", "eval", "convert")
 USED = {
     "train": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
+    "inspect": ("model", "data", "freeze", "stage"),
     "assemble": ("model",),
     "eval": ("model", "backend"),
     "convert": (),

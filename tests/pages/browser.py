@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-BINARY = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+BINARY = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 _PATIENCE_SECONDS = 60
 
 
@@ -57,7 +59,9 @@ class Browser:
         self._loop = loop
 
     @contextmanager
-    def page(self, path: Path, fragment: str = "", *, width: int = 1280, height: int = 800, dark: bool = False) -> Iterator[Page]:
+    def page(
+        self, path: Path, fragment: str = "", *, width: int = 1280, height: int = 800, dark: bool = False
+    ) -> Iterator[Page]:
         """Open a file and wait until its script says it is ready."""
         page = Page(self._endpoint, self._loop)
         try:
@@ -79,19 +83,20 @@ class Page:
     def open(self, url: str, *, width: int, height: int, dark: bool) -> None:
         self._run(self._connect())
         self._session = ""
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._target = target
+        self._context = self.call("Target.createBrowserContext")["browserContextId"]  # keeps nothing of other pages
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=self._context)["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.call("Page.enable")
         self.call("Network.enable")
         self.resize(width, height)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        wishes = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+        self.call("Emulation.setEmulatedMedia", features=[{"name": key, "value": wish} for key, wish in wishes.items()])
         self.call("Page.navigate", url=url)
         self.wait("((one) => one && (one.ready || (one.faults || '[]') !== '[]'))(document.documentElement?.dataset)")
 
     def close(self) -> None:
         self._session = ""
-        self.call("Target.closeTarget", targetId=self._target)
+        self.call("Target.disposeBrowserContext", browserContextId=self._context)
         self._run(self._disconnect())
 
     def resize(self, width: int, height: int) -> None:

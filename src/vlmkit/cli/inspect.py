@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,23 +95,27 @@ def why_it_stops(data: PackedDataModule, on_bad_row: str, overlong: str) -> str:
 
     counts = data.judgement.counts()
     bad = sum(count for word, count in counts.items() if word not in (TRAINED, TEXT_ONLY, OVER_LONG))
-    reasons: Sequence[str] = [
-        *([f"{bad} rows cannot be used and data.on_bad_row=error"] if bad and on_bad_row == "error" else []),
-        *(
-            [f"{counts[OVER_LONG]} rows are longer than data.max_tokens={data.max_tokens} and data.overlong=error"]
-            if counts.get(OVER_LONG) and overlong == "error"
-            else []
-        ),
-        *(["no row is left to train on"] if not counts.get(TRAINED) else []),
-    ]
+    reasons: list[str] = []
+    if bad and on_bad_row == "error":
+        reasons.append(f"{_rows_are(bad)} of no use and data.on_bad_row=error")
+    if (long := counts.get(OVER_LONG, 0)) and overlong == "error":
+        reasons.append(f"{_rows_are(long)} longer than data.max_tokens={data.max_tokens} and data.overlong=error")
+    if not counts.get(TRAINED):
+        reasons.append("no row is left to train on")
     return f"A training run with these settings would stop before it trains: {'; '.join(reasons)}." if reasons else ""
+
+
+def _rows_are(count: int) -> str:
+    return "1 row is" if count == 1 else f"{count} rows are"
 
 
 def describe(inspection: Inspection) -> str:
     """What became of the rows, in a line or two."""
     counts = inspection.data.judgement.counts()
     told = ", ".join(f"{count} {word}" for word, count in counts.items())
-    lines = [f"Data {inspection.data.name}: {len(inspection.data.index)} rows read ({told}); {len(inspection.rows)} shown."]
+    lines = [
+        f"Data {inspection.data.name}: {len(inspection.data.index)} rows read ({told}); {len(inspection.rows)} shown."
+    ]
     return "\n".join([*lines, *([inspection.stops] if inspection.stops else [])])
 
 

@@ -24,7 +24,13 @@ _IN_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 def make_document(
-    *, name: str, title: str, heading: str, data: Mapping[str, object], parts: Sequence[str] = (), files_too: bool = False
+    *,
+    name: str,
+    title: str,
+    heading: str,
+    data: Mapping[str, object],
+    parts: Sequence[str] = (),
+    files_too: bool = False,
 ) -> str:
     """The page as one HTML text.
 

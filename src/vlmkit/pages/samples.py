@@ -47,7 +47,7 @@ class ShownMedium:
         height, width: In pixels, as the model sees it.
         grid: Patches along time, height and width.
         frames: Data URIs: one for an image, one a frame for a video.
-        seconds: Time stamp of each frame pair (video only), as it is said to the model.
+        stamps: Time stamp of each frame pair (video only), as it is said to the model, in seconds.
         numbers: Numbers of the frames in the file (video only).
         num_pairs: Frame pairs, those that are not shown included (video only).
         runs: First token and number of tokens of each run of visual tokens: one for an image, one a frame pair.
@@ -60,7 +60,7 @@ class ShownMedium:
     width: int
     grid: tuple[int, int, int]
     frames: list[str]
-    seconds: list[float]
+    stamps: list[str]
     numbers: list[int]
     num_pairs: int
     runs: list[Run]
@@ -235,9 +235,10 @@ def _medium(
     if isinstance(part, VideoPart):
         header, place = video_header(part), layout(part, processor)
         frames = frames[: MAX_FRAME_PAIRS * processor.geometry.temporal_patch_size]
-        original, seconds, numbers = (header.height, header.width), list(place.seconds), list(place.frames)
+        original, numbers = (header.height, header.width), list(place.frames)
+        stamps = [f"{seconds:.1f}" for seconds in place.seconds]
     else:
-        original, seconds, numbers = image_size(part), [], []
+        original, numbers, stamps = image_size(part), [], []
     return ShownMedium(
         kind="video" if isinstance(part, VideoPart) else "image",
         name=_name(part),
@@ -246,7 +247,7 @@ def _medium(
         width=int(frames.shape[2]),
         grid=grid,
         frames=[data_uri(frame) for frame in frames],
-        seconds=seconds,
+        stamps=stamps,
         numbers=numbers,
         num_pairs=grid[0] if isinstance(part, VideoPart) else 0,
         runs=runs,

@@ -80,7 +80,7 @@ function drawSample(sample, n) {
     el("dl", { class: "stats" },
       stat("tokens", count(sample.ids.length)),
       stat("supervised", count(supervised), percent(supervised / sample.ids.length)),
-      stat("visual tokens", count(sample.num_visual_tokens), percent(sample.num_visual_tokens / sample.ids.length)),
+      stat("visual tokens", count(sample.num_visual_tokens), sample.num_visual_tokens ? percent(sample.num_visual_tokens / sample.ids.length) : ""),
       stat("patches", count(sample.num_patches)),
       stat("media", count(sample.media.length)),
       isTrained(sample) && plan ? stat("packs", packsOf(sample)) : null),
@@ -167,7 +167,7 @@ function drawFilm(sample, medium) {
     const numbers = medium.numbers.slice(pair * per, pair * per + per);
     pairs.push(el("div", { class: "pair" },
       el("div", {}, frames.map((source, f) => drawPicture(sample, medium, source, medium.runs[pair], `frame ${numbers[f] ?? numbers.at(-1)}`))),
-      el("p", {}, el("b", {}, `${medium.seconds[pair].toFixed(1)} s`), ` · frames ${numbers.join(", ")}`)));
+      el("p", {}, el("b", {}, medium.stamps[pair] + " s"), ` · frames ${numbers.join(", ")}`)));
   }
   const hidden = medium.num_pairs - pairs.length;
   return el("div", { class: "film" }, pairs, hidden > 0 ? el("p", { class: "muted small" }, `… and ${several(hidden, "frame pair")} more`) : null);
@@ -203,17 +203,21 @@ function drawTalk(sample) {
 
 function drawToken(sample, token, [length, text, kind], labelled) {
   const ids = sample.ids.slice(token, token + length);
-  const pieces = text.split("\n").flatMap((piece, n) => (n ? [el("span", { class: "nl" }, "\n"), piece] : [piece]));
+  const told = { "data-id": ids.join(" "), "data-at": positionOf(sample, token, kind === MEDIUM) };
+  const lines = text.split("\n"), ends = lines.length > 1 && !lines.at(-1);
+  // What is said behind a token that ends its line stands before the break.
+  const pieces = lines.flatMap((piece, n) =>
+    n ? [el("span", { class: "nl", ...(ends && n === lines.length - 1 ? told : {}) }, "\n"), piece] : [piece]);
   return el("span", {
-    class: "tok" + (labelled ? " sup" : "") + (kind === SPECIAL ? " special" : ""),
-    "data-token": token, "data-length": length, "data-id": ids.join(" "), "data-at": positionOf(sample, token),
+    class: "tok" + (labelled ? " sup" : "") + (kind === SPECIAL ? " special" : "") + (ends ? " ends" : ""),
+    "data-token": token, "data-length": length, ...told,
   }, pieces);
 }
 
 /** Position of a token: one number where time, height and width are alike, as for text. */
-function positionOf(sample, token) {
+function positionOf(sample, token, inFull) {
   const [time, high, wide] = sample.positions.map((axis) => axis[token]);
-  return time === high && high === wide ? String(time) : `${time},${high},${wide}`;
+  return time === high && high === wide && !inFull ? String(time) : `${time},${high},${wide}`;
 }
 
 function drawFold(sample, token, [length, text], run) {
@@ -297,7 +301,10 @@ function drawPacks() {
         el("span", {}, el("i", { class: "swatch cool" }), "visual tokens"), el("span", {}, el("i", { class: "swatch" }), "text that is read only"),
         el("span", {}, el("i", { class: "swatch good" }), "supervised tokens"),
         el("span", {}, plan.capacity ? "Hatched: left empty." : "There is no token budget: bars are drawn against the longest pack.")),
-      el("div", {}, plan.bars.map((bar) => drawPack(bar, width))),
+      el("div", {},
+        el("div", { class: "pack names", "aria-hidden": "true" }, el("span", {}, "pack"), el("span", {}),
+          el("span", { class: "figures" }, ["samples", "tokens", "full", "supervised"].map((name) => el("span", {}, name)))),
+        plan.bars.map((bar) => drawPack(bar, width))),
       plan.bars.length < plan.num_packs ? el("p", { class: "muted small" }, `The first ${count(plan.bars.length)} of ${several(plan.num_packs, "pack")}; inspect.num_packs shows more.`) : null),
   ];
 }
@@ -307,10 +314,9 @@ function drawPack(bar, width) {
   const tokens = sum("tokens"), supervised = sum("supervised");
   return el("div", { class: "pack", id: "pack-" + bar.number },
     el("span", { class: "num" }, el("b", {}, "#" + (bar.number + 1)), plan.num_epochs > 1 ? el("span", { class: "muted" }, ` epoch ${bar.epoch + 1}`) : null),
-    el("div", { class: "held", role: "group", "aria-label": `Pack ${bar.number + 1}: ${several(bar.segments.length, "sample")}, ${count(tokens)} tokens` },
+    el("div", { class: "held", role: "group", "aria-label": `Pack ${bar.number + 1}: ${several(bar.segments.length, "sample")}, ${count(tokens)} tokens, ${percent(supervised / tokens)} supervised` },
       bar.segments.map((segment) => drawSegment(segment, width))),
-    el("span", { class: "num muted" }, `${several(bar.segments.length, "sample")} · ${count(tokens)}`,
-      plan.capacity ? ` · ${percent(tokens / width)} full` : "", ` · ${percent(supervised / tokens)} sup.`));
+    el("span", { class: "num figures" }, [count(bar.segments.length), count(tokens), plan.capacity ? percent(tokens / width) : "–", percent(supervised / tokens)].map((figure) => el("span", {}, figure))));
 }
 
 function drawSegment(segment, width) {
