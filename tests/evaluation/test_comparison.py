@@ -16,6 +16,7 @@ from vlmkit.evaluation.comparison import (
     mcnemar,
     read_evaluation,
     sign_flips,
+    student_95,
     table,
 )
 
@@ -45,7 +46,10 @@ def test_mcnemar_is_the_binomial_test_of_a_fair_coin():
 
 def test_sign_flips_of_few_clusters_are_all_tried():
     sums = np.array([3.0, 1.0, -1.0, 2.0])
-    totals = [abs(sum(sign * one for sign, one in zip(signs, sums, strict=True))) for signs in itertools.product((1, -1), repeat=4)]
+    totals = [
+        abs(sum(sign * one for sign, one in zip(signs, sums, strict=True)))
+        for signs in itertools.product((1, -1), repeat=4)
+    ]
     assert sign_flips(sums, seed=0) == sum(total >= 5 for total in totals) / 16
     assert sign_flips(np.zeros(3), seed=0) == 1
 
@@ -64,6 +68,13 @@ def test_the_standard_error_of_single_cases_is_the_plain_one_and_of_copies_count
     assert clustered_stderr(values, np.zeros(40, dtype=np.int64)) is None
 
 
+@pytest.mark.parametrize(
+    ("freedom", "point"), [(1, 12.706), (5, 2.571), (6, 2.447), (10, 2.228), (30, 2.042), (1000, 1.962)]
+)
+def test_points_of_student_s_t_are_those_of_the_tables(freedom, point):
+    assert student_95(freedom) == pytest.approx(point, abs=2e-3)
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
@@ -76,7 +87,7 @@ def test_a_comparison_by_hand(tmp_path):
     assert (one.n, one.only_first, one.only_second, one.better, one.worse) == (20, 1, 0, 8, 0)
     assert (one.first, one.second, one.difference) == (50, 90, 40)
     assert one.stderr == pytest.approx(100 * np.array([1.0] * 8 + [0.0] * 12).std(ddof=1) / 20**0.5)
-    assert (one.test, one.p) == ("McNemar, exact", 2 / 2**8)
+    assert (one.test, one.p) == ("exact McNemar", 2 / 2**8)
     assert one.significant
     assert "significant" in table([one])
     assert "1 cases of the first alone" in table([one])

@@ -44,7 +44,7 @@ def test_the_policy_allows_this_script_and_this_style_only():
 
 
 def test_no_page_names_anything_to_fetch():
-    for name in ("inspect",):
-        page = made(name=name, data={})
+    for name in ("inspect", "report", "compare"):
+        page = made(name=name, parts=("cases",), data={})
         assert not re.search(r"""(src|href)=["'](?!#)""", page)
         assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org/2000/svg)", page)

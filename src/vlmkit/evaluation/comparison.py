@@ -20,9 +20,11 @@ from vlmkit.errors import VlmkitError
 from vlmkit.evaluation.records import Record
 from vlmkit.evaluation.report import SCHEMA
 
-MCNEMAR, SIGN_FLIPS = "McNemar, exact", "sign flips"
+MCNEMAR, SIGN_FLIPS = "exact McNemar", "sign flips"
 _SAME = ("protocol", "metric", "unit", "judge")
 _NORMAL_95 = 1.959964
+_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571)
+"""Two-sided 95 % points of Student's t for 1 to 5 degrees of freedom."""
 _EXACT_CLUSTERS = 14
 """With so few clusters every choice of signs is tried; with more, some are drawn."""
 
@@ -86,7 +88,8 @@ class Difference:
         """95 % interval of the difference; None where there is no standard error, or it is 0."""
         if not self.stderr:
             return None
-        return self.difference - _NORMAL_95 * self.stderr, self.difference + _NORMAL_95 * self.stderr
+        spread = student_95(self.num_clusters - 1) * self.stderr
+        return self.difference - spread, self.difference + spread
 
     @property
     def significant(self) -> bool:
@@ -102,7 +105,9 @@ def read_evaluation(directory: Path) -> Evaluation:
     """
     path = directory / "summary.json"
     if not path.is_file():
-        raise VlmkitError(f"{directory}: no summary.json, so it is no evaluation directory. Name the output_dir of one.")
+        raise VlmkitError(
+            f"{directory}: no summary.json, so it is no evaluation directory. Name the output_dir of one."
+        )
     summary = json.loads(path.read_text(encoding="utf-8"))
     if summary.get("schema") != SCHEMA:
         raise VlmkitError(f"{path}: schema {summary.get('schema')!r}, wanted {SCHEMA!r}. Evaluate again, or rescore.")
@@ -193,6 +198,15 @@ def clustered_stderr(values: NDArray[np.float64], clusters: NDArray[np.int64]) -
     return float(np.sqrt((sums**2).sum() * num_clusters / (num_clusters - 1)) / len(values))
 
 
+def student_95(freedom: int) -> float:
+    """Two-sided 95 % point of Student's t, within 0.002 (Abramowitz and Stegun, 26.7.5)."""
+    if freedom <= len(_T_95):
+        return _T_95[freedom - 1]
+    z = _NORMAL_95
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return z + sum(term / freedom ** (place + 1) for place, term in enumerate(terms))
+
+
 def table(differences: Sequence[Difference]) -> str:
     """The comparison for a terminal."""
     rows = [_HEAD, *(_row(one) for one in differences)]
@@ -208,7 +222,16 @@ def _row(one: Difference) -> tuple[str, ...]:
     interval = "-" if one.interval is None else f"{one.interval[0]:+.2f} to {one.interval[1]:+.2f}"
     scores = (f"{one.first:.2f}", f"{one.second:.2f}", f"{one.difference:+.2f}", interval)
     mark = "significant" if one.significant else ""
-    return one.benchmark, *scores, str(one.n), str(one.better), str(one.worse), f"{one.p:.4f}", f"{one.p_holm:.4f}", mark
+    return (
+        one.benchmark,
+        *scores,
+        str(one.n),
+        str(one.better),
+        str(one.worse),
+        f"{one.p:.4f}",
+        f"{one.p_holm:.4f}",
+        mark,
+    )
 
 
 def _notes(differences: Sequence[Difference]) -> list[str]:
@@ -216,7 +239,9 @@ def _notes(differences: Sequence[Difference]) -> list[str]:
     notes: list[str] = []
     for one in differences:
         if one.only_first or one.only_second:
-            notes.append(f"{one.benchmark}: {one.only_first} cases of the first alone and {one.only_second} of the second are left out.")
+            notes.append(
+                f"{one.benchmark}: {one.only_first} cases of the first alone and {one.only_second} of the second are left out."
+            )
         if one.other_prompts:
             notes.append(f"{one.benchmark}: {one.other_prompts} cases were asked in other words.")
     tests = ", ".join(dict.fromkeys(f"{one.benchmark}: {one.test}" for one in differences))
@@ -233,7 +258,9 @@ def _read_records(path: Path) -> dict[str, Record]:
                 record = json.loads(line)
                 found[str(record["id"])] = record
             except (ValueError, KeyError, TypeError) as error:
-                raise VlmkitError(f"{path}:{number}: no record ({error}). Run the evaluation again: it mends the file.") from error
+                raise VlmkitError(
+                    f"{path}:{number}: no record ({error}). Run the evaluation again: it mends the file."
+                ) from error
     return found
 
 
@@ -249,7 +276,11 @@ def _clashes(first: Evaluation, second: Evaluation, name: str) -> list[str]:
     pairs = _pairs(first, second, name)
     if not pairs:
         told.append(f"{name}: no case is in both.")
-    changed = [a["id"] for a, b in pairs if a.get("expected") is not None and b.get("expected") is not None and a["expected"] != b["expected"]]
+    changed = [
+        a["id"]
+        for a, b in pairs
+        if a.get("expected") is not None and b.get("expected") is not None and a["expected"] != b["expected"]
+    ]
     if changed:
         told.append(f"{name}: {len(changed)} cases expect another answer ({changed[0]} the first): the data differ.")
     return told
@@ -271,7 +302,7 @@ def _difference(first: Evaluation, second: Evaluation, name: str, *, seed: int) 
     num_clusters = int(clusters.max()) + 1
     better, worse = int((change > 0).sum()), int((change < 0).sum())
     simple = num_clusters == len(pairs) and bool(np.isin(scores, (0.0, 1.0)).all())
-    sums = np.bincount(clusters, change, num_clusters)
+    sums = np.asarray(np.bincount(clusters, change, num_clusters), dtype=np.float64)
     stderr = clustered_stderr(change, clusters)
     return {
         "benchmark": name,
@@ -289,7 +320,9 @@ def _difference(first: Evaluation, second: Evaluation, name: str, *, seed: int) 
         "better": better,
         "worse": worse,
         "other_prompts": sum(a.get("prompt") != b.get("prompt") for a, b in pairs),
-        "test": MCNEMAR if simple else SIGN_FLIPS + ("" if num_clusters == len(pairs) else f" of {num_clusters} clusters"),
+        "test": MCNEMAR
+        if simple
+        else SIGN_FLIPS + ("" if num_clusters == len(pairs) else f" of {num_clusters} clusters"),
         "p": mcnemar(better, worse) if simple else sign_flips(sums, seed=seed),
     }
 
@@ -303,4 +336,3 @@ def _clusters(records: Sequence[Record]) -> NDArray[np.int64]:
 def _shown(record: Record, place: int) -> object:
     media = tuple(map(str, record.get("media") or ()))
     return media or place
-
