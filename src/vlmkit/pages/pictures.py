@@ -61,7 +61,7 @@ def thumbnail(source: Path | bytes, *, side_pixels: int) -> str | None:
             small = ImageOps.exif_transpose(opened)
             small.thumbnail((side_pixels, side_pixels))
             return _encoded(small.convert("RGB"), "JPEG", quality=72)
-    except (DataError, OSError, SyntaxError, ValueError):
+    except (DataError, EOFError, OSError, SyntaxError, ValueError):
         return None
 
 

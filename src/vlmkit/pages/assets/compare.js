@@ -12,11 +12,11 @@ function row(one, n) {
   return el("tr", { "aria-selected": "false", onclick: () => show(n) },
     el("td", {}, el("button", { type: "button" }, one.benchmark)),
     el("td", { class: "num" }, one.first.toFixed(1)), el("td", { class: "num" }, one.second.toFixed(1)),
+    el("td", { class: "num" }, el("b", {}, signed(one.difference)), one.interval ? el("div", { class: "small muted" }, `${signed(one.interval[0])} to ${signed(one.interval[1])}`) : null),
     el("td", { class: "plot" }, el("div", { class: "axis", role: "img", "aria-label": `difference ${signed(one.difference)}` + (one.interval ? `, from ${signed(one.interval[0])} to ${signed(one.interval[1])}` : "") },
       el("div", { class: "zero" }),
       one.interval ? el("div", { class: "spread", style: { left: place(one.interval[0]), width: `calc(${place(one.interval[1])} - ${place(one.interval[0])})` } }) : null,
       el("div", { class: "dot " + way, style: { left: place(one.difference) } }))),
-    el("td", { class: "num" }, el("b", {}, signed(one.difference)), one.interval ? el("div", { class: "small muted" }, `${signed(one.interval[0])} to ${signed(one.interval[1])}`) : null),
     el("td", { class: "num" }, count(one.n)),
     el("td", { class: "num" }, `${count(one.better)} / ${count(one.worse)}`),
     el("td", { class: "num" }, one.p < 0.0001 ? "< 0.0001" : one.p.toFixed(4)),
@@ -61,7 +61,7 @@ function show(n) {
   browser.show(differences[n].cases);
 }
 
-const heads = ["benchmark", "A", "B", null, "B − A", "n", "better / worse", "p", "p (Holm)", ""];
+const heads = ["benchmark", "A", "B", "B − A", null, "n", "better / worse", "p", "p (Holm)", ""];
 byId("forest").append(
   el("thead", {}, el("tr", {}, heads.map((name, n) => el("th", { class: n && name !== null && name !== "" ? "num" : "", scope: "col" },
     name === null ? el("div", { class: "ends" }, el("span", {}, "A better"), el("span", {}, "B better")) : name)))),
