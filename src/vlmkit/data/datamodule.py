@@ -131,24 +131,54 @@ class PackedDataModule(L.LightningDataModule):
             DataError: a bad or over-long row where that is an error, or no row is left.
             ConfigError: a row that no pack can hold, or a plan without rows or end.
         """
+        self.count(processor)
+        self.judge_rows(require_media=require_media)
+        self.plan_packs(num_epochs=num_epochs, max_packs=max_packs)
+
+    def count(self, processor: Processor, *, limit_each: int | None = None) -> None:
+        """Count the rows, or take the counts from the cache.
+
+        Args:
+            processor: What rows are encoded with; its pixel limits are this data's.
+            limit_each: Only the first so many rows of each source.
+
+        Raises:
+            DataError: a manifest that is empty or broken as a whole.
+        """
         self.processor = processor
         self.index: Index = build_index(
             self.sources,
             processor,
             cache_dir=self.cache_dir,
             limit=self.limit,
+            limit_each=limit_each,
             allow_absolute_paths=self.allow_absolute_paths,
             num_processes=self.num_workers,
         )
+
+    def judge_rows(self, *, require_media: bool) -> None:
+        """Say of every counted row what becomes of it.
+
+        Raises:
+            DataError: a bad or over-long row where that is an error.
+        """
         self.judgement = judge(
             self.index,
-            processor,
+            self.processor,
             on_bad_row=self.on_bad_row,
             max_tokens=self.max_tokens,
             overlong=self.overlong,
             require_media=require_media,
             num_processes=self.num_workers,
         )
+
+    def plan_packs(self, *, num_epochs: int | None, max_packs: int | None) -> None:
+        """Plan the packs of the rows that can be trained on.
+
+        Raises:
+            DataError: no row is left.
+            ConfigError: a row that no pack can hold, or a plan without rows or end.
+        """
         rows = self.judgement.plan_rows()
         if not len(rows):
             told = ", ".join(f"{count} {word}" for word, count in self.judgement.counts().items())

@@ -108,6 +108,28 @@ class Assembly:
         reader = TensorReader(self._place("language_model"))
         return Counter(reader.dtype(name) for name in reader.names).most_common(1)[0][0]
 
+    def config(self) -> Qwen3VLConfig:
+        """The config of the assembled model, from the parts' configs and tokenizers; no weight is read.
+
+        Raises:
+            AssemblyError: the parts do not fit.
+            CheckpointError: files are missing or damaged.
+        """
+        places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
+        return self._merged(places, torch.float32)[0]
+
+    def check_weights(self) -> list[str]:
+        """What is wrong with the parts' weight files by their headers alone: tensors missing, misshaped, cut off."""
+        model = _on_meta_device(self.config())
+        readers = {part: TensorReader(self._place(part)) for part in ("vision_encoder", "language_model")}
+        found = [told for part, reader in readers.items() for told in _cut_off(reader, f"model.{part}")]
+        for name in _wanted(model):
+            try:
+                self._find(name, list(model.get_parameter(name).shape), readers)
+            except AssemblyError as error:
+                found.append(str(error))
+        return found
+
     def build(self, *, dtype: torch.dtype) -> VLM:
         """Assemble: configs merged, model made on the meta device, every tensor read once into its place.
 
@@ -117,8 +139,7 @@ class Assembly:
         """
         places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
         config, fields = self._merged(places, dtype)
-        with torch.device("meta"):
-            model = Qwen3VLForConditionalGeneration(config)
+        model = _on_meta_device(config)
         readers = {part: TensorReader(places[part]) for part in ("vision_encoder", "language_model")}
         tensors = [self._fill(model, name, readers, dtype) for name in _wanted(model)]
         drawn = {tensor.name for tensor in tensors if tensor.origin == "new"}
@@ -216,17 +237,10 @@ class Assembly:
     def _fill(self, model: nn.Module, name: str, readers: dict[str, TensorReader], dtype: torch.dtype) -> TensorOrigin:
         """Put one tensor into the model and say where it came from."""
         shape = list(model.get_parameter(name).shape)
-        part = "vision_encoder" if name.startswith("model.visual.") else "language_model"
+        part, there = self._find(name, shape, readers)
         reader = readers[part]
-        there = _name_in(reader, name)
-        if there is None:
-            raise AssemblyError(
-                f"model.{part}: {getattr(self, part)} has no tensor for {name}. It is not the model its config describes."
-            )
         found = reader.shape(there)
         origin: Origin = "copied"
-        if found != shape and not (_is_merger_output(name) and found[1:] == shape[1:]):
-            raise AssemblyError(f"model.{part}: tensor {there} has shape {found}, the model needs {shape}.")
         if _is_merger_output(name) and self.merger_init == "random":
             tensor, origin = self._drawn(name, shape), "new"
         elif found == shape:
@@ -239,6 +253,23 @@ class Assembly:
         setattr(owner, leaf, nn.Parameter(tensor, requires_grad=True))
         source = "" if origin == "new" else f"{part}:{reader.file(there)}:{there}"
         return TensorOrigin(name=name, shape=tuple(shape), origin=origin, source=source, sha256=tensor_hash(tensor))
+
+    def _find(self, name: str, shape: list[int], readers: dict[str, TensorReader]) -> tuple[str, str]:
+        """The part that has a tensor of the model, and what the tensor is called there.
+
+        Raises:
+            AssemblyError: it is missing, or of a shape that cannot be used.
+        """
+        part = "vision_encoder" if name.startswith("model.visual.") else "language_model"
+        there = _name_in(readers[part], name)
+        if there is None:
+            raise AssemblyError(
+                f"model.{part}: {getattr(self, part)} has no tensor for {name}. It is not the model its config describes."
+            )
+        found = readers[part].shape(there)
+        if found != shape and not (_is_merger_output(name) and found[1:] == shape[1:]):
+            raise AssemblyError(f"model.{part}: tensor {there} has shape {found}, the model needs {shape}.")
+        return part, there
 
     def _cropped(self, name: str, source: Tensor, shape: list[int]) -> tuple[Tensor, Origin]:
         if len(source) >= shape[0]:
@@ -318,6 +349,36 @@ class WholeCheckpoint:
         self.path = _without_tilde(path)
         self.processor_source = _without_tilde(processor or path)
 
+    def config(self) -> Qwen3VLConfig:
+        """Its config; no weight is read.
+
+        Raises:
+            AssemblyError: it is of another family.
+            CheckpointError: files are missing or damaged.
+        """
+        config = _read_config(resolve(self.path, key="model.path"))
+        if config.model_type != "qwen3_vl":
+            raise AssemblyError(f"model.path: {self.path} is a {config.model_type}; supported: qwen3_vl.")
+        return config
+
+    def check_weights(self) -> list[str]:
+        """What is wrong with its weight files by their headers alone: tensors missing, misshaped, cut off."""
+        model = _on_meta_device(self.config())
+        reader = TensorReader(resolve(self.path, key="model.path"))
+        found = _cut_off(reader, "model.path")
+        for name in _wanted(model):
+            try:
+                self._find(name, list(model.get_parameter(name).shape), reader)
+            except AssemblyError as error:
+                found.append(str(error))
+        return found
+
+    def _find(self, name: str, shape: list[int], reader: TensorReader) -> str:
+        there = _name_in(reader, name)
+        if there is None or reader.shape(there) != shape:
+            raise AssemblyError(f"model.path: {self.path} has no tensor of the right shape for {name}.")
+        return there
+
     def build(self, *, dtype: torch.dtype) -> VLM:
         """Load it.
 
@@ -326,16 +387,10 @@ class WholeCheckpoint:
             CheckpointError: files are missing or damaged.
         """
         place = resolve(self.path, key="model.path")
-        config = _read_config(place)
-        if config.model_type != "qwen3_vl":
-            raise AssemblyError(f"model.path: {self.path} is a {config.model_type}; supported: qwen3_vl.")
-        with torch.device("meta"):
-            model = Qwen3VLForConditionalGeneration(config)
+        model = _on_meta_device(self.config())
         reader = TensorReader(place)
         for name in _wanted(model):
-            there = _name_in(reader, name)
-            if there is None or reader.shape(there) != list(model.get_parameter(name).shape):
-                raise AssemblyError(f"model.path: {self.path} has no tensor of the right shape for {name}.")
+            there = self._find(name, list(model.get_parameter(name).shape), reader)
             module, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(module), leaf, nn.Parameter(reader.read(there).to(dtype)))
         for part in ("vision_encoder", "language_model"):
@@ -380,6 +435,18 @@ def _without_tilde(source: str | Path) -> str:
     """A path or hub id as other libraries take it: they do not know what ~ means."""
     text = str(source)
     return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
+def _on_meta_device(config: Qwen3VLConfig) -> Qwen3VLForConditionalGeneration:
+    with torch.device("meta"):
+        return Qwen3VLForConditionalGeneration(config)
+
+
+def _cut_off(reader: TensorReader, key: str) -> list[str]:
+    """What is to be said of weight files that end before their tensors do."""
+    return [
+        f"{key}: {path} ends within tensor {name}. Copy or download the file again." for path, name in reader.cut_off()
+    ]
 
 
 def _read_config(place: Path) -> Any:
