@@ -32,12 +32,14 @@ class Histogram:
         return {"edges": list(self.edges), "counts": list(self.counts), **self.quantiles}
 
     def bars(self) -> list[str]:
-        """A line a bin: its range, a bar, how many and what share."""
+        """A line for each bin that holds something: its range, a bar, how many and what share."""
         most, total = max(self.counts, default=0), sum(self.counts)
         wide = len(f"{self.edges[-1] - 1:,}")
         lines: list[str] = []
         for first, end, count in zip(self.edges, self.edges[1:], self.counts, strict=False):
-            bar = _BAR * (-(-count * _WIDTH // most) if most else 0)
+            if not count:
+                continue
+            bar = _BAR * -(-count * _WIDTH // most)
             lines.append(f"{first:>{wide},} - {end - 1:>{wide},} | {bar:<{_WIDTH}} {count:,} ({count / total:.1%})")
         return lines
 

@@ -1,0 +1,164 @@
+"""Looks through a training run without training: the composition root behind `vlmkit-check`.
+
+Each section is looked at on its own: what an error leaves unmade is missing in the sections after it, which say so and
+tell what can be told without it. Everything is wired by the functions that wire a training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+
+from vlmkit.cli.checking_data import data_section, plan_section
+from vlmkit.cli.checking_resources import resources_section
+from vlmkit.cli.checks import Checked
+from vlmkit.cli.findings import Report, Section
+from vlmkit.cli.training import (
+    check_numbers,
+    make_trainer,
+    model_source,
+    with_starting_weights,
+)
+from vlmkit.config import build
+from vlmkit.data.datamodule import PackedDataModule
+from vlmkit.model.attention import choose_kernel
+from vlmkit.model.checkpoint import check_replaceable
+from vlmkit.model.fit import end_token, misfits, sizes, without_weights
+from vlmkit.model.freeze import FreezePolicy
+from vlmkit.model.parts import PARTS
+from vlmkit.processing.processor import load_processor
+from vlmkit.training.optim import OptimizerPlan, parameter_groups
+from vlmkit.training.state import find_checkpoint, read_state
+
+
+def check(config: DictConfig, run_dir: Path) -> Report:
+    """Look at config, model, data, plan and resources of a run; nothing is trained, and nothing written but the index.
+
+    Args:
+        config: As a training takes it, with `check`.
+        run_dir: Where the run would write.
+    """
+    checked = Checked(config=config, run_dir=run_dir)
+    sections = (
+        config_section(checked),
+        model_section(checked),
+        data_section(checked),
+        plan_section(checked),
+        resources_section(checked),
+    )
+    return Report(sections=sections, num_steps=checked.num_steps, limit=config.check.limit)
+
+
+def config_section(checked: Checked) -> Section:
+    """Whether every group's settings are accepted; makes what the other sections look at."""
+    section = Section(name="config")
+    with section.guarded():
+        check_numbers(checked.config)
+    with section.guarded():
+        check_replaceable(checked.run_dir / "hf")
+    with section.guarded():
+        checked.config = with_starting_weights(checked.config)
+    config = checked.config
+    with section.guarded():
+        checked.source = model_source(config.model)
+    with section.guarded():
+        checked.data = build(config.data, PackedDataModule)
+    with section.guarded():
+        checked.freeze = build(config.freeze, FreezePolicy)
+    with section.guarded():
+        checked.optim = build(config.optim, OptimizerPlan)
+    with section.guarded():
+        checked.trainer = make_trainer(config, checked.run_dir)
+    with section.guarded():
+        for node in config.callbacks.values():
+            if node:
+                build(node, cast(Any, Callback))
+    with section.guarded():
+        if config.resume_from and (found := find_checkpoint(str(config.resume_from), checked.run_dir)):
+            checked.state, checked.checkpoint = read_state(found), found
+    with section.guarded():
+        if checked.trainer is not None:
+            device = checked.trainer.strategy.root_device
+            dtype = torch.float32 if str(config.trainer.precision).startswith(("32", "64")) else torch.bfloat16
+            section.figures["attention"] = choose_kernel(config.model.attn_implementation, device, dtype)
+    if section.mark == "ok":
+        kept = ", ".join(name for name in ("model", "data", "freeze", "optim", "trainer", "logger", "callbacks"))
+        section.add("ok", f"the settings of {kept} are accepted; attention by {section.figures['attention']}")
+    if checked.checkpoint and checked.state:
+        section.add("note", f"would resume from {checked.checkpoint}, at step {checked.state.step}")
+    return section
+
+
+def model_section(checked: Checked) -> Section:
+    """Whether parts, processor, template and tokenizer fit, from configs, tokenizer files and headers of weights."""
+    section = Section(name="model")
+    source = checked.source
+    if source is None:
+        section.add("note", "not looked at: there is no model (see config)")
+        return section
+    with section.guarded():
+        checked.hf_config = source.config()
+    with section.guarded():
+        budget = checked.data.budget if checked.data else None
+        checked.processor = load_processor(source.processor_source, budget=budget)
+    if checked.hf_config is not None:
+        with section.guarded():
+            for told in source.check_weights():
+                section.add("error", told)
+        with section.guarded():
+            _look_at_parts(checked, section)
+    if checked.hf_config is not None and checked.processor is not None:
+        found = misfits(checked.hf_config, checked.processor)
+        for told in found:
+            section.add("error", told)
+        if not found:
+            section.add("ok", "tokenizer, special tokens, template and image patches are those of the model")
+        _look_at_limits(checked, section)
+    return section
+
+
+def _look_at_parts(checked: Checked, section: Section) -> None:
+    """Sizes of the parts, what is trained of each, and whether an optimiser can be made of it."""
+    assert checked.hf_config is not None
+    model = without_weights(checked.hf_config)
+    if checked.freeze is not None:
+        checked.freeze.apply(model)
+        checked.freeze.set_modes(model)
+        if checked.optim is not None:
+            parameter_groups(model.named_parameters(), checked.optim)
+    checked.sizes = sizes(model)
+    section.figures["parameters"] = dict(checked.sizes.parameters)
+    section.figures["trained_parameters"] = dict(checked.sizes.trained)
+    told = [
+        f"{part} {checked.sizes.parameters[part]:,} ({'trained' if checked.sizes.trained[part] else 'frozen'})"
+        for part in PARTS
+    ]
+    section.add("ok", f"parameters: {', '.join(told)}")
+
+
+def _look_at_limits(checked: Checked, section: Section) -> None:
+    processor, config = checked.processor, cast(Any, checked.hf_config)
+    assert processor is not None
+    limits = processor.limits()
+    section.figures["pixel_limits"] = limits
+    area = processor.geometry.factor**2
+    least, most = -(-processor.image_min_pixels // area), processor.image_max_pixels // area
+    section.add(
+        "ok", f"an image takes about {least:,} to {most:,} visual tokens ({limits['image_max_pixels']:,} pixels)"
+    )
+    longest, positions = checked.data.max_tokens if checked.data else None, config.text_config.max_position_embeddings
+    if longest is not None and longest > positions:
+        section.add(
+            "warning",
+            f"data.max_tokens={longest} exceeds the {positions} positions that the language model was made for",
+        )
+    if end_token(processor) is None:
+        section.add(
+            "warning",
+            "the chat template ends an assistant turn with no special token, so the model does not learn to stop. "
+            "Use the checkpoint's template.",
+        )
