@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vlmkit.cli.checking_data import data_section, plan_section
 from vlmkit.cli.checking_resources import resources_section
@@ -25,6 +25,7 @@ from vlmkit.cli.training import (
 )
 from vlmkit.config import build
 from vlmkit.data.datamodule import PackedDataModule
+from vlmkit.data.manifest import resolve_sources
 from vlmkit.model.attention import choose_kernel
 from vlmkit.model.checkpoint import check_replaceable
 from vlmkit.model.fit import end_token, misfits, sizes, without_weights
@@ -68,7 +69,11 @@ def config_section(checked: Checked) -> Section:
     with section.guarded():
         checked.data = build(config.data, PackedDataModule)
     with section.guarded():
+        if checked.data is None and config.data.get("sources"):  # what the first error hid
+            resolve_sources(OmegaConf.to_container(config.data.sources), root=config.data.get("root"))  # pyright: ignore[reportArgumentType]  # a list
+    with section.guarded():
         checked.freeze = build(config.freeze, FreezePolicy)
+        checked.freeze.apply(torch.nn.Module())  # refuses to train nothing
     with section.guarded():
         checked.optim = build(config.optim, OptimizerPlan)
     with section.guarded():

@@ -70,7 +70,8 @@ def _tell_verdicts(judged: Judgement, section: Section, *, on_bad_row: str, over
     num_bad = sum(bad.values())
     section.figures |= {"rows": len(index), "verdicts": counts, "sources": judged.by_source()}
     section.add(
-        "ok", f"{len(index):,} rows read from {len(index.sources)} manifests, {counts.get(TRAINED, 0):,} usable"
+        "ok",
+        f"{len(index):,} rows read from {_many(len(index.sources), 'manifest')}, {counts.get(TRAINED, 0):,} usable",
     )
     if num_bad:
         stops = on_bad_row == "error"
@@ -95,6 +96,10 @@ def _tell_verdicts(judged: Judgement, section: Section, *, on_bad_row: str, over
             "note", f"{text_only:,} rows are text only and left out: they train nothing where only the merger learns"
         )
     _tell_overlong(judged, section, overlong=overlong)
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _first_faults(judged: Judgement, bad: dict[str, int]) -> list[str]:
@@ -196,7 +201,7 @@ def _tell_boxes(reading: Reading, data: PackedDataModule, section: Section) -> N
     listed = [f"{data.index.origin(row)}: {told}" for row, told in boxes.first]
     told = f"{boxes.num_boxes:,} grounding boxes in {boxes.num_rows:,} rows"
     if frame in ("pixels", "shares"):
-        seem = "all lie within the pixels of their images" if frame == "pixels" else "all lie in 0..1"
+        seem = "they lie within the pixels of their images" if frame == "pixels" else "they lie in 0..1"
         section.add(
             "warning",
             f"{told}: {seem}, so they seem to be in {frame}; Qwen3-VL counts 0..{FRAME} along width and height. "
@@ -289,8 +294,8 @@ def _tell_plan(checked: Checked, data: PackedDataModule, section: Section) -> No
     each = f"{steps_of_epochs[0]:,.1f} steps an epoch" if len(steps_of_epochs) > 1 else "one epoch"
     section.add(
         "ok",
-        f"{checked.num_steps:,} steps ({each}): {len(plan):,} packs for {ranks} rank{'s' if ranks > 1 else ''}, "
-        f"{accumulate} pack{'s' if accumulate > 1 else ''} a step and rank",
+        f"{checked.num_steps:,} steps ({each}): {len(plan):,} packs for {_many(ranks, 'rank')}, "
+        f"{_many(accumulate, 'pack')} a step and rank",
     )
     _tell_packs(data, section)
     _tell_balance(data, section, ranks, accumulate)

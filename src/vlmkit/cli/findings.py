@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hydra.errors import HydraException
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from vlmkit.errors import VlmkitError
@@ -53,18 +51,14 @@ class Section:
         """Note a finding."""
         self.findings.append(Finding(mark=mark, message=message, details=tuple(details)))
 
-    @contextmanager
-    def guarded(self) -> Generator[None]:
-        """Note an error that a user can mend, and go on after the block; what it would have made is missing."""
-        try:
-            yield
-        except (VlmkitError, MisconfigurationException, HydraException, OmegaConfBaseException) as error:
-            self.add("error", str(error))
+    def guarded(self) -> Guard:
+        """For a `with` block: an error that a user can mend is noted, and what the block would have made is missing."""
+        return Guard(self)
 
     @property
     def mark(self) -> Mark:
         """The worst mark of its findings."""
-        return max((finding.mark for finding in self.findings), key=MARKS.index, default="ok")
+        return MARKS[max((MARKS.index(finding.mark) for finding in self.findings), default=0)]
 
     def to_text(self) -> str:
         """The findings, each with its mark, details below."""
@@ -79,6 +73,24 @@ class Section:
         """Plain values."""
         findings = [{"mark": one.mark, "message": one.message, "details": list(one.details)} for one in self.findings]
         return {"mark": self.mark, "findings": findings, "figures": self.figures}
+
+
+class Guard:
+    """Notes, in a section, an error that a user can mend, and lets the work after the block go on."""
+
+    def __init__(self, section: Section) -> None:
+        self._section = section
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, (VlmkitError, HydraException, OmegaConfBaseException)):
+            return False
+        known = {line for finding in self._section.findings for line in finding.message.splitlines()}
+        if fresh := [line for line in str(error).splitlines() if line not in known]:
+            self._section.add("error", "\n".join(fresh))
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +129,11 @@ class Report:
             seen = "" if self.limit is None else f" on the first {self.limit:,} rows of each source"
             warned = f" ({warnings} warning{'s' if warnings > 1 else ''} above)" if warnings else ""
             return f"This run would start{seen}: {self.num_steps:,} steps{warned}."
-        told = "; ".join(f"{name}: {message.splitlines()[0]}" for name, message in self.errors)
+        if not self.errors:
+            return "This run would fail: there is no plan."
+        told = "; ".join(f"{name}: {message.splitlines()[0].rstrip('.')}" for name, message in self.errors)
         count = f"{len(self.errors)} errors" if len(self.errors) != 1 else "1 error"
-        return f"This run would fail ({count}). Mend: {told}"
+        return f"This run would fail ({count}). {told}."
 
     def to_text(self) -> str:
         """The sections and, as the last line, the verdict."""

@@ -12,7 +12,9 @@ import yaml
 
 from vlmkit.config import conf_dir
 
-COMMANDS = ("train", "assemble", "eval", "convert")
+COMMANDS = ("train", "check", "assemble", "eval", "convert")
+LIKE_TRAIN = ("check",)
+"""Commands that take all that `vlmkit-train` takes; only what they add is told."""
 GROUPS = ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "backend", "eval")
 _HEAD = ["| option | default | meaning |", "| --- | --- | --- |"]
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w@/]+):(?P<value>[^#]*?)(?:\s+#\s*(?P<meaning>.*))?$")
@@ -38,9 +40,12 @@ class Setting:
 def options_table() -> str:
     """Markdown: the options of each command, then the choices and settings of each group."""
     lines: list[str] = []
+    of_train = {one.name for one in _collect([conf_dir() / "train.yaml"], prefix="")}
     for command in COMMANDS:
-        path = conf_dir() / f"{command}.yaml"
-        lines += [f"**`vlmkit-{command}`**", "", *_rows(_collect([path], prefix=""), first=command), ""]
+        found, like = _collect([conf_dir() / f"{command}.yaml"], prefix=""), ""
+        if command in LIKE_TRAIN:
+            found, like = [one for one in found if one.name not in of_train], ": all that `vlmkit-train` takes, and"
+        lines += [f"**`vlmkit-{command}`**{like}", "", *_rows(found, first=command), ""]
     for group in GROUPS:
         lines += [*_group(group), ""]
     return "\n".join(lines).rstrip() + "\n"

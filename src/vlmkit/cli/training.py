@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vlmkit import __version__
@@ -160,22 +161,31 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
 
 
 def make_trainer(config: DictConfig, run_dir: Path) -> L.Trainer:
-    """The Trainer with the config's flags and loggers; the plan, the log and the checkpoints are ours."""
+    """The Trainer with the config's flags and loggers; the plan, the log and the checkpoints are ours.
+
+    Raises:
+        ConfigError: a flag that Lightning refuses, or devices that are not here.
+    """
     loggers = [build(node, cast(Any, Logger)) for node in config.logger.values() if node]
     flags = {name: value for name, value in config.trainer.items() if name not in ("max_epochs", "max_steps")}
-    return build(
-        OmegaConf.create(flags),
-        L.Trainer,
-        "trainer",
-        max_epochs=1,  # the plan holds all epochs and is one of Lightning's
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        logger=loggers or False,
-        default_root_dir=run_dir,
-    )
+    try:
+        return build(
+            OmegaConf.create(flags),
+            L.Trainer,
+            "trainer",
+            max_epochs=1,  # the plan holds all epochs and is one of Lightning's
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            logger=loggers or False,
+            default_root_dir=run_dir,
+        )
+    except MisconfigurationException as error:
+        raise ConfigError(
+            f"trainer: {str(error).rstrip('.!')}. Check trainer.accelerator and trainer.devices."
+        ) from error
 
 
 def model_source(node: DictConfig) -> Assembly | WholeCheckpoint:

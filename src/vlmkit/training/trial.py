@@ -49,19 +49,24 @@ def try_packs(module: TrainingModule, batches: Iterable[Batch], *, device: torch
     module.freeze_policy.set_modes(module.packed.hf)
     groups = parameter_groups(module.packed.hf.named_parameters(), module.optimizer_plan)
     optimizer = make_optimizer(groups, module.optimizer_plan)
+
+    def train(batch: Batch) -> float:
+        started = time.perf_counter()
+        with _autocast(device, precision):
+            loss = module.packed(batch).loss_sum / max(1, len(batch["targets"]))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _wait(device)
+        return time.perf_counter() - started
+
     trials: list[Trial] = []
     for batch in batches:
         moved = cast(Batch, move_data_to_device(batch, device))
-        for _ in range(1 if trials else 2):
-            started = time.perf_counter()
-            with _autocast(device, precision):
-                loss = module.packed(moved).loss_sum / max(1, len(batch["targets"]))
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            peak = _peak_bytes(device)  # waits for the device
-            seconds = time.perf_counter() - started
-        trials.append(Trial(pack=batch["pack"], seconds=seconds, peak_bytes=peak))  # pyright: ignore[reportPossiblyUnbound]  # the loop runs
+        if not trials:
+            train(moved)
+        seconds = train(moved)
+        trials.append(Trial(pack=batch["pack"], seconds=seconds, peak_bytes=_peak_bytes(device)))
     return trials
 
 
@@ -72,9 +77,13 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[ob
     return torch.autocast(device.type, dtype=dtype)
 
 
-def _peak_bytes(device: torch.device) -> int:
+def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
