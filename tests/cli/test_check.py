@@ -73,7 +73,9 @@ def bad(folder) -> Path:
 
 
 def test_a_run_that_would_start(good, tmp_path):
-    output = run("check", *llava(good), "stage=stage1", f"run_dir={tmp_path / 'run'}", cwd=tmp_path)
+    output = run(
+        "check", *llava(good), "data.num_workers=0", "stage=stage1", f"run_dir={tmp_path / 'run'}", cwd=tmp_path
+    )
     assert output.splitlines()[-1] == "This run would start: 10 steps."
     assert "24 rows read from 1 manifest, 20 usable" in output
     assert "4 rows are text only and left out" in output
@@ -82,7 +84,7 @@ def test_a_run_that_would_start(good, tmp_path):
 
 
 def test_a_run_that_would_fail_tells_every_fault_as_json(bad, good, tmp_path):
-    overrides = [*llava(bad, good), "optim.lr=-1", "data.max_tokens=20", "check.format=json", "data.num_workers=0"]
+    overrides = [*llava(bad, good), "optim.lr=-1", "data.max_tokens=5", "check.format=json", "data.num_workers=0"]
     report = json.loads(run("check", *overrides, f"run_dir={tmp_path}", status=1))
     assert report["schema"] == "vlmkit.check/1"
     assert report["starts"] is False
@@ -91,7 +93,7 @@ def test_a_run_that_would_fail_tells_every_fault_as_json(bad, good, tmp_path):
     assert "optim.lr must not be negative" in config
     assert unusable.startswith("7 of 36 rows cannot be used.")
     assert "data.on_bad_row=skip" in unusable
-    assert "longer than data.max_tokens=20" in overlong
+    assert "longer than data.max_tokens=5" in overlong
     assert plan.startswith("data: none of the 36 rows can be trained on")
     figures = report["sections"]["data"]["figures"]
     assert figures["verdicts"]["missing_media"] == 2

@@ -182,7 +182,7 @@ def make_trainer(config: DictConfig, run_dir: Path) -> L.Trainer:
             logger=loggers or False,
             default_root_dir=run_dir,
         )
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ImportError) as error:  # a device that is not here, or its library
         raise ConfigError(
             f"trainer: {str(error).rstrip('.!')}. Check trainer.accelerator and trainer.devices."
         ) from error
