@@ -15,7 +15,7 @@ from tests.training.conftest import run, write_manifest
 from vlmkit.config import conf_dir
 
 
-def look(*overrides: str, run_dir: Path | str = "runs/never"):
+def look(*overrides: str, run_dir: Path | str = "runs/never", **more):
     """Check in this process."""
     from vlmkit.cli.checking import check
 
@@ -23,7 +23,7 @@ def look(*overrides: str, run_dir: Path | str = "runs/never"):
         config = compose(
             "check", overrides=["data.num_workers=0", "log.progress=false", *overrides, f"run_dir={run_dir}"]
         )
-    return check(config, Path(run_dir).absolute())
+    return check(config, Path(run_dir).absolute(), **more)
 
 
 def section(report, name):
@@ -264,6 +264,17 @@ def test_a_model_directory_without_weights_still_tells_whether_the_tokenizer_fit
     assert "image_token_id is" in errors
 
 
+def test_rows_are_looked_at_even_where_the_model_is_not_there(bad, tmp_path):
+    (tmp_path / "cut.json").write_text('[{"id": 1}, {"id"')
+    report = look("model=qwen3_vl", "model.path=/nowhere", *llava(tmp_path / "cut.json", bad))
+    assert "'/nowhere'" in told(report, "model", "error")
+    errors = told(report, "data", "error")
+    assert "cut.json: the manifest begins as a JSON array" in errors
+    assert "7 of 12 rows cannot be used." in errors
+    assert f"{bad}:5: image '../0.png' leaves data.root" in errors
+    assert not report.starts
+
+
 def test_a_forecast_is_made_on_demand_and_fills_its_section(good):
     report = look(*llava(good), "check.forecast=true")
     figures = section(report, "resources").figures
@@ -274,12 +285,9 @@ def test_a_forecast_is_made_on_demand_and_fills_its_section(good):
 
 
 def test_the_forecast_can_be_another_function(good):
-    from vlmkit.cli.checking import check
-    from vlmkit.cli.checking_resources import resources_section
-    from vlmkit.cli.checks import Checked
+    def forecast(run, section):
+        section.add("ok", f"{len(run.data.plan)} packs take a while")
 
-    assert check  # the sections are made in its order
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("check", overrides=["check.forecast=true"])
-    made = resources_section(Checked(config=config, run_dir=Path("runs/x")), forecast=lambda run, section: None)
-    assert "no forecast: the run is not known" in "".join(finding.message for finding in made.findings)
+    assert "12 packs take a while" in told(
+        look(*llava(good), "check.forecast=true", forecast=forecast), "resources", "ok"
+    )

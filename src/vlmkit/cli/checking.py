@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from vlmkit.cli.checking_data import data_section, plan_section
-from vlmkit.cli.checking_resources import resources_section
+from vlmkit.cli.checking_resources import Forecast, forecast_by_trial, resources_section
 from vlmkit.cli.checks import Checked
 from vlmkit.cli.findings import Report, Section
 from vlmkit.cli.training import (
@@ -36,12 +36,13 @@ from vlmkit.training.optim import OptimizerPlan, parameter_groups
 from vlmkit.training.state import find_checkpoint, read_state
 
 
-def check(config: DictConfig, run_dir: Path) -> Report:
+def check(config: DictConfig, run_dir: Path, *, forecast: Forecast = forecast_by_trial) -> Report:
     """Look at config, model, data, plan and resources of a run; nothing is trained, and nothing written but the index.
 
     Args:
         config: As a training takes it, with `check`.
         run_dir: Where the run would write.
+        forecast: Says what time and memory the run would take.
     """
     checked = Checked(config=config, run_dir=run_dir)
     sections = (
@@ -49,7 +50,7 @@ def check(config: DictConfig, run_dir: Path) -> Report:
         model_section(checked),
         data_section(checked),
         plan_section(checked),
-        resources_section(checked),
+        resources_section(checked, forecast),
     )
     return Report(sections=sections, num_steps=checked.num_steps, limit=config.check.limit)
 

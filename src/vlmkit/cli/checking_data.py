@@ -18,6 +18,7 @@ from vlmkit.data.survey.boxes import FRAME
 from vlmkit.data.survey.decoding import DecodedRows, decode_rows, draw
 from vlmkit.data.survey.lengths import histogram
 from vlmkit.data.survey.reading import MAX_LISTED, Reading, Repeats, read_rows
+from vlmkit.data.survey.shape import check_shape
 from vlmkit.errors import DataError
 
 _PLACEHOLDERS = ("placeholder_count", "placeholder_place")
@@ -27,8 +28,12 @@ def data_section(checked: Checked) -> Section:
     """What becomes of every row, and what is worth knowing of the rows that are trained."""
     section = Section(name="data")
     data, processor = checked.data, checked.processor
-    if data is None or processor is None:
-        section.add("note", f"not looked at: there is no {'processor' if data else 'data'} (see above)")
+    if data is None:
+        section.add("note", "not looked at: there is no data (see config)")
+        return section
+    if processor is None:
+        with section.guarded():
+            _look_at_shape(checked, data, section)
         return section
     on_bad_row, overlong = data.on_bad_row, data.overlong
     with section.guarded():
@@ -46,6 +51,47 @@ def data_section(checked: Checked) -> Section:
     with section.guarded():
         _survey(checked, data, section)
     return section
+
+
+def _look_at_shape(checked: Checked, data: PackedDataModule, section: Section) -> None:
+    """What can be told of rows without a processor."""
+    section.add("note", "rows are not counted: there is no processor (see model). Their form and media are looked at")
+    found = check_shape(
+        data.sources,
+        cache_dir=data.cache_dir,
+        allow_absolute_paths=data.allow_absolute_paths,
+        limit_each=checked.config.check.limit,
+    )
+    section.figures |= {"rows": found.num_rows, "verdicts": found.counts}
+    for told in found.broken:
+        section.add("error", told)
+    if found.counts:
+        told = [(f"{origin}: {fault.finding}", fault.reason) for origin, fault in found.first]
+        _tell_bad(section, found.counts, found.num_rows, told, stops=data.on_bad_row == "error")
+    else:
+        section.add("ok", f"{_many(found.num_rows, 'row')} read, all well formed and their media there")
+
+
+def _tell_bad(
+    section: Section, bad: dict[str, int], num_rows: int, first: list[tuple[str, str]], *, stops: bool
+) -> None:
+    """Rows that cannot be used: totals by reason, and the first of each as (message, reason)."""
+    lines: list[str] = []
+    for reason, count in bad.items():
+        known = [message for message, of in first if of == reason][:MAX_LISTED]
+        lines += [f"{reason}: {count:,}", *(f"  {message}" for message in known)]
+        if count > len(known):
+            lines.append(f"  ... and {count - len(known):,} more")
+    remedy = (
+        "Mend or drop them; data.on_bad_row=skip trains on the others and counts these."
+        if stops
+        else "They are skipped and counted (data.on_bad_row=skip)."
+    )
+    section.add(
+        "error" if stops else "warning",
+        f"{sum(bad.values()):,} of {num_rows:,} rows cannot be used. {remedy}",
+        lines,
+    )
 
 
 def _count(checked: Checked, data: PackedDataModule, section: Section) -> None:
@@ -67,21 +113,14 @@ def _count(checked: Checked, data: PackedDataModule, section: Section) -> None:
 def _tell_verdicts(judged: Judgement, section: Section, *, on_bad_row: str, overlong: str) -> None:
     index, counts = judged.index, judged.counts()
     bad = index.counts_by_reason()
-    num_bad = sum(bad.values())
     section.figures |= {"rows": len(index), "verdicts": counts, "sources": judged.by_source()}
     section.add(
         "ok",
         f"{len(index):,} rows read from {_many(len(index.sources), 'manifest')}, {counts.get(TRAINED, 0):,} usable",
     )
-    if num_bad:
-        stops = on_bad_row == "error"
-        remedy = "Mend or drop them; data.on_bad_row=skip trains on the others and counts these."
-        told = remedy if stops else "They are skipped and counted (data.on_bad_row=skip)."
-        section.add(
-            "error" if stops else "warning",
-            f"{num_bad:,} of {len(index):,} rows cannot be used. {told}",
-            _first_faults(judged, bad),
-        )
+    if bad:
+        first = [(f"{index.origin(fault.row)}: {fault.finding}", fault.reason) for fault in index.faults]
+        _tell_bad(section, bad, len(index), first, stops=on_bad_row == "error")
     section.figures["first_faults"] = [
         {"where": str(index.origin(fault.row)), "reason": fault.reason, "finding": fault.finding}
         for fault in index.faults
@@ -100,17 +139,6 @@ def _tell_verdicts(judged: Judgement, section: Section, *, on_bad_row: str, over
 
 def _many(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _first_faults(judged: Judgement, bad: dict[str, int]) -> list[str]:
-    lines: list[str] = []
-    for reason, count in bad.items():
-        lines.append(f"{reason}: {count:,}")
-        known = [fault for fault in judged.index.faults if fault.reason == reason]
-        lines += [f"  {judged.index.origin(fault.row)}: {fault.finding}" for fault in known[:MAX_LISTED]]
-        if count > len(known[:MAX_LISTED]):
-            lines.append(f"  ... and {count - len(known[:MAX_LISTED]):,} more")
-    return lines
 
 
 def _tell_overlong(judged: Judgement, section: Section, *, overlong: str) -> None:

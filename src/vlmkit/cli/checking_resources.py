@@ -25,13 +25,8 @@ _GIB = 1 << 30
 _ADAM_STATES = 2
 
 
-def resources_section(checked: Checked, forecast: Forecast | None = None) -> Section:
-    """What the run needs beside what is here.
-
-    Args:
-        checked: The run.
-        forecast: Instead of `forecast_by_trial`.
-    """
+def resources_section(checked: Checked, forecast: Forecast) -> Section:
+    """What the run needs beside what is here."""
     section = Section(name="resources")
     with section.guarded():
         _tell_devices(checked, section)
@@ -47,7 +42,7 @@ def resources_section(checked: Checked, forecast: Forecast | None = None) -> Sec
         section.add("note", "no forecast: the run is not known (see above)")
         return section
     with section.guarded():
-        (forecast or forecast_by_trial)(run, section)
+        forecast(run, section)
     return section
 
 
