@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from tests.data.conftest import said
 
+from vlmkit.data.dataset import PackDataset
 from vlmkit.data.indexing import build_index
-from vlmkit.data.overlong import Fits
 from vlmkit.data.survey.boxes import Box, find_boxes, frame_of
 from vlmkit.data.survey.decoding import DecodedRows, decode_rows, draw
 from vlmkit.data.survey.lengths import histogram
@@ -183,7 +183,7 @@ def test_boxes_and_typed_tokens_are_tallied(counted, processor):
 
 def decoding(index, processor, rows=None):
     chosen = np.flatnonzero(index.verdict == 0) if rows is None else np.asarray(rows)
-    return DecodedRows(index=index, rows=chosen, processor=processor, fits=Fits(None), pixels="uint8")
+    return DecodedRows(PackDataset(index=index, processor=processor, pixels="uint8"), chosen)
 
 
 def test_a_file_that_is_cut_short_passes_the_count_and_fails_here(counted, corpus, processor):

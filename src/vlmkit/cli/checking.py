@@ -28,7 +28,7 @@ from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.manifest import resolve_sources
 from vlmkit.model.attention import choose_kernel
 from vlmkit.model.checkpoint import check_replaceable
-from vlmkit.model.fit import end_token, misfits, sizes, without_weights
+from vlmkit.model.fit import end_token, misfits, sizes, weight_faults, without_weights
 from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.parts import PARTS
 from vlmkit.processing.processor import load_processor
@@ -113,7 +113,7 @@ def model_section(checked: Checked) -> Section:
         checked.processor = load_processor(source.processor_source, budget=budget)
     if checked.hf_config is not None:
         with section.guarded():
-            for told in source.check_weights():
+            for told in weight_faults(source):
                 section.add("error", told)
         with section.guarded():
             _look_at_parts(checked, section)

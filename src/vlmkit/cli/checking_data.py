@@ -250,10 +250,7 @@ def _decode(checked: Checked, data: PackedDataModule, rows: PlanRows, section: S
         section.figures["decoded_rows"] = 0
         return
     chosen = draw(with_media, None if wanted is True else wanted, seed=checked.config.seed)
-    assert checked.processor is not None
-    decoding = DecodedRows(
-        index=data.index, rows=chosen, processor=checked.processor, fits=data.judgement.fits, pixels=data.pixels
-    )
+    decoding = DecodedRows(data.pack_dataset(), chosen)
     found = decode_rows(decoding, num_workers=data.num_workers)
     checked.decoded = list(checked.shown(found, "decoding media", total=len(chosen), always=len(chosen) >= 500))
     broken = [one for one in checked.decoded if one.reason]

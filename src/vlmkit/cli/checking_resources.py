@@ -13,7 +13,6 @@ import torch
 from vlmkit.cli.checks import Checked
 from vlmkit.cli.findings import Section
 from vlmkit.cli.training import Run, make_module
-from vlmkit.data.dataset import PackDataset
 from vlmkit.data.dealing import IDLE, Slot
 from vlmkit.data.plan import pack_weights
 from vlmkit.training.trial import try_packs
@@ -124,9 +123,7 @@ def forecast_by_trial(run: Run, section: Section) -> None:
     order = np.argsort(-weights, kind="stable")
     chosen = np.unique(order[np.linspace(0, len(order) - 1, min(_NUM_TRIED, len(order))).astype(int)])
     chosen = chosen[np.argsort(-weights[chosen], kind="stable")]  # the heaviest first: memory fails at once
-    dataset = PackDataset(
-        index=run.data.index, processor=run.processor, pixels=run.data.pixels, fits=run.data.judgement.fits
-    )
+    dataset = run.data.pack_dataset()
     slots = (
         Slot(pack=int(number), rows=plan[int(number)].rows, step=0, step_supervised_tokens=1, epoch=0)
         for number in chosen

@@ -14,7 +14,7 @@ from vlmkit.config import conf_dir
 
 COMMANDS = ("train", "check", "assemble", "eval", "convert")
 LIKE_TRAIN = ("check",)
-"""Commands that take all that `vlmkit-train` takes; only what they add is told."""
+"""Commands whose yaml composes that of `vlmkit-train` and adds to it."""
 GROUPS = ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "backend", "eval")
 _HEAD = ["| option | default | meaning |", "| --- | --- | --- |"]
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w@/]+):(?P<value>[^#]*?)(?:\s+#\s*(?P<meaning>.*))?$")
@@ -40,12 +40,10 @@ class Setting:
 def options_table() -> str:
     """Markdown: the options of each command, then the choices and settings of each group."""
     lines: list[str] = []
-    of_train = {one.name for one in _collect([conf_dir() / "train.yaml"], prefix="")}
     for command in COMMANDS:
-        found, like = _collect([conf_dir() / f"{command}.yaml"], prefix=""), ""
-        if command in LIKE_TRAIN:
-            found, like = [one for one in found if one.name not in of_train], ": all that `vlmkit-train` takes, and"
-        lines += [f"**`vlmkit-{command}`**{like}", "", *_rows(found, first=command), ""]
+        like = ": all that `vlmkit-train` takes, and" if command in LIKE_TRAIN else ""
+        rows = _rows(_collect([conf_dir() / f"{command}.yaml"], prefix=""), first=command)
+        lines += [f"**`vlmkit-{command}`**{like}", "", *rows, ""]
     for group in GROUPS:
         lines += [*_group(group), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -89,7 +87,8 @@ def _default_choice(group: str) -> tuple[str, list[str]]:
     """Which option of a group stands in the defaults, and the commands that use the group."""
     first, commands = "", list[str]()
     for command in COMMANDS:
-        for match in _CHOICE.finditer((conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")):
+        file = "train" if command in LIKE_TRAIN else command
+        for match in _CHOICE.finditer((conf_dir() / f"{file}.yaml").read_text(encoding="utf-8")):
             if match["group"] == group and not (match["meaning"] or "").startswith("not used"):
                 first = match["option"]
                 commands.append(command)

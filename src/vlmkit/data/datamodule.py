@@ -217,7 +217,7 @@ class PackedDataModule(L.LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches
         slots = self.steps(self.trainer.world_size, accumulate).slots(self.trainer.global_rank)
         return PlanLoader(
-            PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits),
+            self.pack_dataset(),
             sampler=SlotSampler(slots, num_done=self.start_step * accumulate),
             batch_size=None,
             num_workers=self.num_workers,
@@ -226,6 +226,10 @@ class PackedDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def pack_dataset(self) -> PackDataset:
+        """What encodes the judged rows."""
+        return PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits)
 
     def accounting(self) -> dict[str, Any]:
         """For `report.json`: what became of every row, by source and reason, with the first of each.

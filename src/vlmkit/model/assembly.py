@@ -108,28 +108,6 @@ class Assembly:
         reader = TensorReader(self._place("language_model"))
         return Counter(reader.dtype(name) for name in reader.names).most_common(1)[0][0]
 
-    def config(self) -> Qwen3VLConfig:
-        """The config of the assembled model, from the parts' configs and tokenizers; no weight is read.
-
-        Raises:
-            AssemblyError: the parts do not fit.
-            CheckpointError: files are missing or damaged.
-        """
-        places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
-        return self._merged(places, torch.float32)[0]
-
-    def check_weights(self) -> list[str]:
-        """What is wrong with the parts' weight files by their headers alone: tensors missing, misshaped, cut off."""
-        model = _on_meta_device(self.config())
-        readers = {part: TensorReader(self._place(part)) for part in ("vision_encoder", "language_model")}
-        found = [told for part, reader in readers.items() for told in _cut_off(reader, f"model.{part}")]
-        for name in _wanted(model):
-            try:
-                self._find(name, list(model.get_parameter(name).shape), readers)
-            except AssemblyError as error:
-                found.append(str(error))
-        return found
-
     def build(self, *, dtype: torch.dtype) -> VLM:
         """Assemble: configs merged, model made on the meta device, every tensor read once into its place.
 
@@ -139,7 +117,8 @@ class Assembly:
         """
         places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
         config, fields = self._merged(places, dtype)
-        model = _on_meta_device(config)
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration(config)
         readers = {part: TensorReader(places[part]) for part in ("vision_encoder", "language_model")}
         tensors = [self._fill(model, name, readers, dtype) for name in _wanted(model)]
         drawn = {tensor.name for tensor in tensors if tensor.origin == "new"}
@@ -164,6 +143,40 @@ class Assembly:
             "tensors": {one.name: one.origin for one in tensors},
         }
         return VLM(model=model, processor_source=self.processor_source, report=report, provenance=provenance)
+
+    def config(self) -> Qwen3VLConfig:
+        """The config of the assembled model, from the parts' configs and tokenizers alone.
+
+        Raises:
+            AssemblyError: the parts do not fit.
+            CheckpointError: files are missing or damaged.
+        """
+        places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
+        return self._merged(places, torch.float32)[0]
+
+    def weight_places(self) -> dict[str, Path]:
+        """Directories whose weights it is made of, by the setting that names them."""
+        return {f"model.{part}": self._place(part) for part in ("vision_encoder", "language_model")}
+
+    def skeleton(self) -> Qwen3VLForConditionalGeneration:
+        """The model that `build` would make, on the meta device.
+
+        Configs, tokenizers, and the names and shapes of all tensors are checked against the files' headers; no weight
+        is read.
+
+        Raises:
+            AssemblyError: the parts do not fit; a tensor is missing or has another shape.
+            CheckpointError: files are missing or damaged.
+        """
+        places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
+        config, _ = self._merged(places, torch.float32)
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration(config)
+        readers = {part: TensorReader(places[part]) for part in ("vision_encoder", "language_model")}
+        for name in _wanted(model):
+            self._find(model, name, readers)
+        model.tie_weights()
+        return model
 
     def prove(self, vlm: VLM) -> None:
         """Compare with the sources, in fp32: the language model's logits on text, the vision encoder's features.
@@ -237,8 +250,7 @@ class Assembly:
     def _fill(self, model: nn.Module, name: str, readers: dict[str, TensorReader], dtype: torch.dtype) -> TensorOrigin:
         """Put one tensor into the model and say where it came from."""
         shape = list(model.get_parameter(name).shape)
-        part, there = self._find(name, shape, readers)
-        reader = readers[part]
+        part, reader, there = self._find(model, name, readers)
         found = reader.shape(there)
         origin: Origin = "copied"
         if _is_merger_output(name) and self.merger_init == "random":
@@ -254,22 +266,20 @@ class Assembly:
         source = "" if origin == "new" else f"{part}:{reader.file(there)}:{there}"
         return TensorOrigin(name=name, shape=tuple(shape), origin=origin, source=source, sha256=tensor_hash(tensor))
 
-    def _find(self, name: str, shape: list[int], readers: dict[str, TensorReader]) -> tuple[str, str]:
-        """The part that has a tensor of the model, and what the tensor is called there.
-
-        Raises:
-            AssemblyError: it is missing, or of a shape that cannot be used.
-        """
+    def _find(self, model: nn.Module, name: str, readers: dict[str, TensorReader]) -> tuple[str, TensorReader, str]:
+        """The part that a tensor comes from, its files, and its name there."""
+        shape = list(model.get_parameter(name).shape)
         part = "vision_encoder" if name.startswith("model.visual.") else "language_model"
-        there = _name_in(readers[part], name)
+        reader = readers[part]
+        there = _name_in(reader, name)
         if there is None:
             raise AssemblyError(
                 f"model.{part}: {getattr(self, part)} has no tensor for {name}. It is not the model its config describes."
             )
-        found = readers[part].shape(there)
+        found = reader.shape(there)
         if found != shape and not (_is_merger_output(name) and found[1:] == shape[1:]):
             raise AssemblyError(f"model.{part}: tensor {there} has shape {found}, the model needs {shape}.")
-        return part, there
+        return part, reader, there
 
     def _cropped(self, name: str, source: Tensor, shape: list[int]) -> tuple[Tensor, Origin]:
         if len(source) >= shape[0]:
@@ -349,8 +359,33 @@ class WholeCheckpoint:
         self.path = _without_tilde(path)
         self.processor_source = _without_tilde(processor or path)
 
+    def build(self, *, dtype: torch.dtype) -> VLM:
+        """Load it.
+
+        Raises:
+            AssemblyError: it is of another family.
+            CheckpointError: files are missing or damaged.
+        """
+        model, reader = self._on_meta()
+        for name in _wanted(model):
+            there = self._find(model, name, reader)
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, nn.Parameter(reader.read(there).to(dtype)))
+        for part in ("vision_encoder", "language_model"):
+            _refuse_leftovers(reader, part, set(), key="model.path", source=self.path)
+        model.tie_weights()
+        restore_rotary_buffers(model)
+        model.eval()
+        _take_generation_config(model, reader.directory)
+        return VLM(
+            model=model,
+            processor_source=self.processor_source,
+            report=None,
+            provenance={"sources": {"path": self.path}, "dtype": str(dtype)},
+        )
+
     def config(self) -> Qwen3VLConfig:
-        """Its config; no weight is read.
+        """Its config.
 
         Raises:
             AssemblyError: it is of another family.
@@ -361,50 +396,34 @@ class WholeCheckpoint:
             raise AssemblyError(f"model.path: {self.path} is a {config.model_type}; supported: qwen3_vl.")
         return config
 
-    def check_weights(self) -> list[str]:
-        """What is wrong with its weight files by their headers alone: tensors missing, misshaped, cut off."""
-        model = _on_meta_device(self.config())
-        reader = TensorReader(resolve(self.path, key="model.path"))
-        found = _cut_off(reader, "model.path")
-        for name in _wanted(model):
-            try:
-                self._find(name, list(model.get_parameter(name).shape), reader)
-            except AssemblyError as error:
-                found.append(str(error))
-        return found
+    def weight_places(self) -> dict[str, Path]:
+        """The directory of its weights, by the setting that names it."""
+        return {"model.path": resolve(self.path, key="model.path")}
 
-    def _find(self, name: str, shape: list[int], reader: TensorReader) -> str:
-        there = _name_in(reader, name)
-        if there is None or reader.shape(there) != shape:
-            raise AssemblyError(f"model.path: {self.path} has no tensor of the right shape for {name}.")
-        return there
-
-    def build(self, *, dtype: torch.dtype) -> VLM:
-        """Load it.
+    def skeleton(self) -> Qwen3VLForConditionalGeneration:
+        """The model on the meta device: names and shapes of all tensors are checked, no weight is read.
 
         Raises:
-            AssemblyError: it is of another family.
+            AssemblyError: it is of another family, or a tensor is missing or has another shape.
             CheckpointError: files are missing or damaged.
         """
-        place = resolve(self.path, key="model.path")
-        model = _on_meta_device(self.config())
-        reader = TensorReader(place)
+        model, reader = self._on_meta()
         for name in _wanted(model):
-            there = self._find(name, list(model.get_parameter(name).shape), reader)
-            module, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module), leaf, nn.Parameter(reader.read(there).to(dtype)))
-        for part in ("vision_encoder", "language_model"):
-            _refuse_leftovers(reader, part, set(), key="model.path", source=self.path)
+            self._find(model, name, reader)
         model.tie_weights()
-        restore_rotary_buffers(model)
-        model.eval()
-        _take_generation_config(model, place)
-        return VLM(
-            model=model,
-            processor_source=self.processor_source,
-            report=None,
-            provenance={"sources": {"path": self.path}, "dtype": str(dtype)},
-        )
+        return model
+
+    def _on_meta(self) -> tuple[Qwen3VLForConditionalGeneration, TensorReader]:
+        config = self.config()
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration(config)
+        return model, TensorReader(resolve(self.path, key="model.path"))
+
+    def _find(self, model: nn.Module, name: str, reader: TensorReader) -> str:
+        there = _name_in(reader, name)
+        if there is None or reader.shape(there) != list(model.get_parameter(name).shape):
+            raise AssemblyError(f"model.path: {self.path} has no tensor of the right shape for {name}.")
+        return there
 
 
 def resolve(source: str, *, key: str) -> Path:
@@ -435,18 +454,6 @@ def _without_tilde(source: str | Path) -> str:
     """A path or hub id as other libraries take it: they do not know what ~ means."""
     text = str(source)
     return str(Path(text).expanduser()) if text.startswith("~") else text
-
-
-def _on_meta_device(config: Qwen3VLConfig) -> Qwen3VLForConditionalGeneration:
-    with torch.device("meta"):
-        return Qwen3VLForConditionalGeneration(config)
-
-
-def _cut_off(reader: TensorReader, key: str) -> list[str]:
-    """What is to be said of weight files that end before their tensors do."""
-    return [
-        f"{key}: {path} ends within tensor {name}. Copy or download the file again." for path, name in reader.cut_off()
-    ]
 
 
 def _read_config(place: Path) -> Any:

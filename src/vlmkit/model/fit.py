@@ -12,8 +12,10 @@ from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from vlmkit.conversation import Conversation, ImagePart, TextPart, Turn
-from vlmkit.errors import DataError
+from vlmkit.errors import AssemblyError, CheckpointError, DataError
+from vlmkit.model.assembly import Assembly, WholeCheckpoint
 from vlmkit.model.parts import PARTS, Part, part_of
+from vlmkit.model.tensors import TensorReader
 from vlmkit.processing.processor import Processor
 from vlmkit.processing.supervision import render
 
@@ -110,6 +112,24 @@ def end_token(processor: Processor) -> int | None:
     start, end = rendered.spans[-1]
     tokens = processor.special_tokens.findall(rendered.text[start:end])
     return processor.special_token_ids[tokens[-1]] if tokens else None
+
+
+def weight_faults(source: Assembly | WholeCheckpoint) -> list[str]:
+    """What is wrong with the weight files of a model, by their headers: cut off, or the first tensor missing or misshaped."""
+    found: list[str] = []
+    for key, place in source.weight_places().items():
+        try:
+            cut = TensorReader(place).cut_off()
+        except CheckpointError as error:
+            found.append(f"{key}: {error}")
+            continue
+        found += [f"{key}: {path} ends within tensor {name}. Copy or download it again." for path, name in cut]
+    if not found:
+        try:
+            source.skeleton()
+        except AssemblyError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,13 +71,12 @@ def image_size(part: ImagePart) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def orientation(part: ImagePart) -> int:
-    """How EXIF says an image is to be turned or mirrored, 1 to 8; 1 is as it stands.
+def image_orientation(part: ImagePart) -> int:
+    """How EXIF says an image is turned, 1 (upright) to 8.
 
     Raises:
         DataError: as `image_size`.
     """
-    image_size(part)
     with _opened(part) as image:
         return _orientation(image)
 

@@ -11,14 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from vlmkit.conversation import Conversation, ImagePart
-from vlmkit.data.index import Index
-from vlmkit.data.manifest import processors_of
-from vlmkit.data.overlong import Fits
+from vlmkit.conversation import ImagePart
+from vlmkit.data.dataset import PackDataset
 from vlmkit.errors import DataError
-from vlmkit.processing.encode import Pixels, encode_example
-from vlmkit.processing.media import orientation
-from vlmkit.processing.processor import Processor
+from vlmkit.processing.media import image_orientation
 
 _MIN_ROWS_FOR_WORKERS = 500
 """A worker takes seconds to start: fewer rows are decoded sooner without it."""
@@ -45,47 +41,32 @@ class Decoded:
 
 
 class DecodedRows(Dataset[Decoded]):
-    """Map-style: place in, what came of its row out."""
+    """Map-style: place in, what came of its row out.
 
-    def __init__(
-        self, *, index: Index, rows: NDArray[np.int64], processor: Processor, fits: Fits, pixels: Pixels
-    ) -> None:
-        self.index = index
+    Args:
+        dataset: Encodes a row and compares it with its counts, as a training does.
+        rows: Which rows.
+    """
+
+    def __init__(self, dataset: PackDataset, rows: NDArray[np.int64]) -> None:
+        self.dataset = dataset
         self.rows = rows
-        self.processors = processors_of(index.sources, processor)
-        self.fits = fits
-        self.pixels: Pixels = pixels
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, place: int) -> Decoded:
         """Encode a row as it would be trained."""
-        started = time.perf_counter()
         row = int(self.rows[place])
+        started = time.perf_counter()
         try:
-            conversation, counted, found = self._encode(row)
+            self.dataset.sample(row)
         except DataError as error:
             return Decoded(row=row, reason=error.reason, finding=error.finding)
         seconds = time.perf_counter() - started
-        if found != counted:
-            return Decoded(
-                row=row,
-                reason="changed_media",
-                finding=f"has {found} tokens now and had {counted} when it was counted: one of its media has changed.",
-            )
-        media = conversation.media
-        turned = sum(isinstance(part, ImagePart) and orientation(part) != 1 for part in media)
+        media = self.dataset.index.conversation(row).media
+        turned = sum(isinstance(part, ImagePart) and image_orientation(part) != 1 for part in media)
         return Decoded(row=row, num_media=len(media), turned=turned, seconds=seconds)
-
-    def _encode(self, row: int) -> tuple[Conversation, int, int]:
-        """The conversation, the tokens it was counted with, and those it has."""
-        conversation, processor = self.index.conversation(row), self.processors[int(self.index.source[row])]
-        counted = int(self.index.num_tokens[row])
-        if (fit := self.fits.place(row)) is not None:
-            conversation, processor = self.fits.apply(fit, conversation, processor)
-            counted = int(self.fits.num_tokens[fit])
-        return conversation, counted, len(encode_example(conversation, processor, pixels=self.pixels)["input_ids"])
 
 
 def decode_rows(rows: DecodedRows, *, num_workers: int) -> Iterator[Decoded]:
