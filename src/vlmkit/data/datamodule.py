@@ -19,6 +19,7 @@ from vlmkit.data.manifest import resolve_sources
 from vlmkit.data.overlong import OVERLONG, Overlong
 from vlmkit.data.packing import Budget
 from vlmkit.data.plan import Order, Plan, PlanRows, make_plan, rows_over
+from vlmkit.data.workers import settle_worker
 from vlmkit.errors import ConfigError, DataError
 from vlmkit.processing.encode import Pixels
 from vlmkit.processing.media import PixelBudget
@@ -221,7 +222,7 @@ class PackedDataModule(L.LightningDataModule):
             sampler=SlotSampler(slots, num_done=self.start_step * accumulate),
             batch_size=None,
             num_workers=self.num_workers,
-            worker_init_fn=_one_thread if self.num_workers else None,
+            worker_init_fn=settle_worker if self.num_workers else None,
             multiprocessing_context="forkserver" if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -251,11 +252,6 @@ class PackedDataModule(L.LightningDataModule):
             f"data.patches_per_batch={self.pack_budget.patches}). {len(over)} of {len(rows)} rows do not fit. Raise "
             "these, lower data.image_max_pixels, or drop long rows by data.max_tokens and data.overlong=drop."
         )
-
-
-def _one_thread(_: int) -> None:
-    """Workers share the cores with training: one thread each."""
-    torch.set_num_threads(1)
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
