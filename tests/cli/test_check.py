@@ -100,6 +100,18 @@ def test_a_run_that_would_fail_tells_every_fault_as_json(bad, good, tmp_path):
     assert sum(figures["verdicts"].values()) == figures["rows"] == 36
 
 
+def test_the_readme_lists_the_fields_of_the_json(good):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = readme.split("schema `vlmkit.check/1`:", 1)[1].split("\n## ", 1)[0]
+    report = look(*llava(good), "check.limit=2", "check.decode=false").to_json()
+    assert report.pop("schema") == "vlmkit.check/1"
+    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == list(report)
+    for name, told in report["sections"].items():
+        assert f"`{name}`" in table
+        assert told.keys() == {"mark", "findings", "figures"}
+        assert {key for one in told["findings"] for key in one} == {"mark", "message", "details"}
+
+
 # --- the data ---------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +201,12 @@ def test_the_figures_are_those_of_the_plan_and_the_index(good):
     assert plan["fill"] == pytest.approx(2 * data["tokens"] / (plan["packs"] * 200))
     assert sum(plan["steps_per_epoch"]) == plan["steps"] == report.num_steps == plan["packs"]
     assert plan["sources"]["manifest"]["rows"] == 48
+
+
+def test_data_that_end_before_the_steps_asked_for_are_told(good):
+    report = look(*llava(good), "trainer.max_steps=100", "check.decode=false")
+    assert report.num_steps == 12
+    assert "the data end before trainer.max_steps=100" in told(report, "plan", "note")
 
 
 def test_steps_are_those_that_a_run_takes_on_more_ranks(good):

@@ -10,7 +10,7 @@ from tests.data.conftest import said
 from vlmkit.data.dataset import PackDataset
 from vlmkit.data.indexing import build_index
 from vlmkit.data.survey.boxes import Box, find_boxes, frame_of
-from vlmkit.data.survey.decoding import DecodedRows, decode_rows, draw
+from vlmkit.data.survey.decoding import MIN_ROWS_FOR_WORKERS, DecodedRows, decode_rows, draw
 from vlmkit.data.survey.lengths import histogram
 from vlmkit.data.survey.reading import read_rows, repeats
 
@@ -202,6 +202,22 @@ def test_a_file_that_is_cut_short_passes_the_count_and_fails_here(counted, corpu
     assert "photo.jpg' cannot be decoded" in found[0].finding
     assert found[1].num_media == 1
     assert found[1].seconds > 0
+
+
+@pytest.mark.slow
+def test_workers_find_what_one_process_finds(counted, corpus, processor):
+    names = [corpus.draw(f"{number}.jpg", 40 + number, 32) for number in range(30)]
+    (corpus.root / names[7]).write_bytes((corpus.root / names[7]).read_bytes()[:-500])
+    index = counted(*(said(f"<image> {number}", image=names[number % 30]) for number in range(MIN_ROWS_FOR_WORKERS)))
+    found, alone = (
+        [
+            (one.row, one.reason, one.finding, one.num_media)
+            for one in decode_rows(decoding(index, processor), num_workers=n)
+        ]
+        for n in (2, 0)
+    )
+    assert found == alone
+    assert [row for row, reason, _, _ in found if reason] == list(range(7, MIN_ROWS_FOR_WORKERS, 30))
 
 
 def test_exif_rotation_is_counted(counted, corpus, processor):

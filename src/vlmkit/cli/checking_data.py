@@ -15,7 +15,7 @@ from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.judging import OVER_LONG, TEXT_ONLY, TRAINED, Judgement
 from vlmkit.data.plan import PlanRows
 from vlmkit.data.survey.boxes import FRAME
-from vlmkit.data.survey.decoding import DecodedRows, decode_rows, draw
+from vlmkit.data.survey.decoding import MIN_ROWS_FOR_WORKERS, DecodedRows, decode_rows, draw
 from vlmkit.data.survey.lengths import histogram
 from vlmkit.data.survey.reading import MAX_LISTED, Reading, Repeats, read_rows
 from vlmkit.data.survey.shape import check_shape
@@ -252,7 +252,9 @@ def _decode(checked: Checked, data: PackedDataModule, rows: PlanRows, section: S
     chosen = draw(with_media, None if wanted is True else wanted, seed=checked.config.seed)
     decoding = DecodedRows(data.pack_dataset(), chosen)
     found = decode_rows(decoding, num_workers=data.num_workers)
-    checked.decoded = list(checked.shown(found, "decoding media", total=len(chosen), always=len(chosen) >= 500))
+    checked.decoded = list(
+        checked.shown(found, "decoding media", total=len(chosen), always=len(chosen) >= MIN_ROWS_FOR_WORKERS)
+    )
     broken = [one for one in checked.decoded if one.reason]
     turned = sum(one.turned for one in checked.decoded)
     section.figures |= {
@@ -297,6 +299,8 @@ def plan_section(checked: Checked) -> Section:
         if checked.state is not None and checked.freeze is not None and checked.config.check.limit is None:
             take_up(data, checked.freeze, checked.state, checked.checkpoint)
     checked.num_steps = data.num_steps(checked.num_ranks, checked.accumulate)
+    if checked.state is not None and data.start_step == checked.num_steps:
+        section.add("note", f"nothing is left to train: {checked.checkpoint} is at the end of its plan")
     _tell_plan(checked, data, section)
     return section
 
@@ -324,6 +328,9 @@ def _tell_plan(checked: Checked, data: PackedDataModule, section: Section) -> No
     )
     _tell_packs(data, section)
     _tell_balance(data, section, ranks, accumulate)
+    wanted = checked.config.trainer.max_steps
+    if type(wanted) is int and checked.num_steps is not None and checked.num_steps < wanted:
+        section.add("note", f"the data end before trainer.max_steps={wanted}; raise trainer.max_epochs for more")
     if idle := (-len(plan)) % ranks:
         section.add("note", f"at the last step {idle} of {ranks} ranks have no pack")
 

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vlmkit.conversation import ImagePart
 from vlmkit.data.dataset import PackDataset
+from vlmkit.data.workers import settle_worker
 from vlmkit.errors import DataError
 from vlmkit.processing.media import image_orientation
 
-_MIN_ROWS_FOR_WORKERS = 500
+MIN_ROWS_FOR_WORKERS = 500
 """A worker takes seconds to start: fewer rows are decoded sooner without it."""
 
 
@@ -76,12 +76,12 @@ def decode_rows(rows: DecodedRows, *, num_workers: int) -> Iterator[Decoded]:
         rows: What to encode.
         num_workers: Processes; 0: the main one.
     """
-    workers = num_workers if len(rows) >= _MIN_ROWS_FOR_WORKERS else 0
+    workers = num_workers if len(rows) >= MIN_ROWS_FOR_WORKERS else 0
     loader = DataLoader(
         rows,
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=settle_worker if workers else None,
         multiprocessing_context="forkserver" if workers else None,
     )
     yield from loader
@@ -92,7 +92,3 @@ def draw(rows: NDArray[np.int64], wanted: int | None, *, seed: int) -> NDArray[n
     if wanted is None or wanted >= len(rows):
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, wanted, replace=False))
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
