@@ -78,7 +78,7 @@ def test_a_run_that_would_start(good, tmp_path):
     )
     assert output.splitlines()[-1] == "This run would start: 10 steps."
     assert "24 rows read from 1 manifest, 20 usable" in output
-    assert "4 rows are text only and left out" in output
+    assert "4 rows without media left out" in output
     assert [line for line in output.splitlines() if line.isalpha()] == ["config", "model", "data", "plan", "resources"]
     assert list(tmp_path.iterdir()) == [], "a check writes nothing but the index"
 
@@ -127,7 +127,7 @@ def test_all_bad_rows_are_told_by_reason_even_where_the_first_would_stop_the_run
     }
     for row in (3, 4, 5, 6, 7, 8, 12):
         assert f"{bad}:{row}: " in errors
-    assert "disagree in 1 rows" in told(report, "data", "note")
+    assert "disagree in 1 row " in told(report, "data", "note")
     assert not report.starts
     assert report.num_steps == 3, "what is left is planned: five rows, two a pack"
 
@@ -164,7 +164,7 @@ def test_overlong_rows_are_told_with_what_becomes_of_them(policy, mark, words, t
     path.write_text(json.dumps(rows))
     report = look(*llava(path), "data.max_tokens=60", f"data.overlong={policy}")
     message = told(report, "data", mark)
-    assert "1 rows (50.0%) are longer than data.max_tokens=60" in message
+    assert "1 row (50.0%) longer than data.max_tokens=60" in message
     assert words in message
     assert f"{path}:1: " in message
     assert report.starts is (policy != "error")
@@ -187,7 +187,7 @@ def test_a_truncated_image_is_an_error_before_the_run(folder):
     }
     (folder / "cut.json").write_text(json.dumps([row]))
     manifest = folder / "cut.json"
-    assert "1 rows fail as they are decoded" in told(look(*llava(manifest)), "data", "error")
+    assert "1 row failed to decode" in told(look(*llava(manifest)), "data", "error")
     assert f"{manifest}:1: image" in told(look(*llava(manifest), "check.decode=true"), "data", "error")
     assert look(*llava(manifest), "check.decode=false").starts, "headers alone do not tell"
 

@@ -66,12 +66,12 @@ def test_headers_tell_of_extreme_shapes_and_of_what_is_no_image(report):
 
 def test_decoding_tells_of_a_file_that_is_cut_short(report):
     found, path = report
-    assert "1 rows fail as they are decoded (all rows with media were tried)" in told(found, "error")
+    assert "1 row failed to decode (all rows with media were tried)" in told(found, "error")
     assert f"{path}:33: image '{path.parent / 'cut.jpg'}' cannot be decoded" in told(found, "error")
 
 
 def test_exif_rotation_is_counted(report):
-    assert "1 of these images are turned or mirrored by EXIF" in told(report[0], "note")
+    assert "1 image among these turned or mirrored by EXIF" in told(report[0], "note")
 
 
 def test_boxes_in_the_wrong_frame_are_a_warning(report):

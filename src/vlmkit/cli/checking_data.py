@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vlmkit.cli.checks import Checked
-from vlmkit.cli.findings import Mark, Section
+from vlmkit.cli.findings import Mark, Section, many
 from vlmkit.cli.training import most_packs, needs_media, take_up
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.judging import OVER_LONG, TEXT_ONLY, TRAINED, Judgement
@@ -69,7 +69,7 @@ def _look_at_shape(checked: Checked, data: PackedDataModule, section: Section) -
         told = [(f"{origin}: {fault.finding}", fault.reason) for origin, fault in found.first]
         _tell_bad(section, found.counts, found.num_rows, told, stops=data.on_bad_row == "error")
     else:
-        section.add("ok", f"{_many(found.num_rows, 'row')} read, all well formed and their media there")
+        section.add("ok", f"{many(found.num_rows, 'row')} read, all well formed and their media there")
 
 
 def _tell_bad(
@@ -116,7 +116,7 @@ def _tell_verdicts(judged: Judgement, section: Section, *, on_bad_row: str, over
     section.figures |= {"rows": len(index), "verdicts": counts, "sources": judged.by_source()}
     section.add(
         "ok",
-        f"{len(index):,} rows read from {_many(len(index.sources), 'manifest')}, {counts.get(TRAINED, 0):,} usable",
+        f"{many(len(index), 'row')} read from {many(len(index.sources), 'manifest')}, {counts.get(TRAINED, 0):,} usable",
     )
     if bad:
         first = [(f"{index.origin(fault.row)}: {fault.finding}", fault.reason) for fault in index.faults]
@@ -129,16 +129,13 @@ def _tell_verdicts(judged: Judgement, section: Section, *, on_bad_row: str, over
     if not wrong:
         section.add("ok", "placeholders and media agree in every row")
     else:
-        section.add("note", f"placeholders and media disagree in {sum(wrong.values()):,} rows (listed above)")
+        section.add("note", f"placeholders and media disagree in {many(sum(wrong.values()), 'row')} (listed above)")
     if text_only := counts.get(TEXT_ONLY, 0):
         section.add(
-            "note", f"{text_only:,} rows are text only and left out: they train nothing where only the merger learns"
+            "note",
+            f"{many(text_only, 'row')} without media left out: text alone trains nothing where only the merger learns",
         )
     _tell_overlong(judged, section, overlong=overlong)
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _tell_overlong(judged: Judgement, section: Section, *, overlong: str) -> None:
@@ -153,7 +150,7 @@ def _tell_overlong(judged: Judgement, section: Section, *, overlong: str) -> Non
     longest = judged.index.num_tokens[judged.overlong]
     order = np.argsort(-longest, kind="stable")[:MAX_LISTED]
     listed = [f"{judged.index.origin(int(judged.overlong[at]))}: {longest[at]:,} tokens" for at in order]
-    told = f"{num_long:,} rows ({share:.1%}) are longer than data.max_tokens={judged.max_tokens}"
+    told = f"{many(num_long, 'row')} ({share:.1%}) longer than data.max_tokens={judged.max_tokens}"
     if overlong == "error":
         remedy = "Raise it, lower data.image_max_pixels, or choose data.overlong=shrink_media, drop_turns or drop."
         section.add("error", f"{told}. {remedy}", listed)
@@ -191,26 +188,30 @@ def _tell_lengths(rows: PlanRows, section: Section) -> None:
 
 def _tell_reading(reading: Reading, data: PackedDataModule, section: Section) -> None:
     kinds: tuple[tuple[str, Repeats, str], ...] = (
-        ("same_content", reading.same_content, "rows say and show what an earlier row does. Drop them, or mean it."),
+        ("same_content", reading.same_content, "with the media and texts of an earlier row. Drop them, or mean it."),
         (
             "same_question",
             reading.same_question,
-            "rows ask what an earlier row asks of the same media, answered otherwise",
+            "with the media and question of an earlier row, but other answers",
         ),
-        ("same_id", reading.same_id, "rows have the id of an earlier row of their manifest"),
+        ("same_id", reading.same_id, "with the id of an earlier row of the manifest"),
     )
     for name, found, told in kinds:
         section.figures[name] = found.num_rows
         if found.num_rows:
             listed = [f"{data.index.origin(row)} is as {data.index.origin(first)}" for row, first in found.first]
-            section.add("note" if name == "same_question" else "warning", f"{found.num_rows:,} {told}", listed)
+            section.add(
+                "note" if name == "same_question" else "warning", f"{many(found.num_rows, 'row')} {told}", listed
+            )
     if not any(found.num_rows for _, found, _ in kinds):
         section.add("ok", "no row repeats another: content, media and question, and ids differ")
     if reading.num_typed:
         section.figures["typed_special_tokens"] = reading.num_typed
         listed = [f"{data.index.origin(row)}: {token}" for row, token in reading.first_typed]
         section.add(
-            "note", f"{reading.num_typed:,} rows have a special token typed in a text; it stays plain text", listed
+            "note",
+            f"{many(reading.num_typed, 'row')} with a special token typed in a text; it stays plain text",
+            listed,
         )
     _tell_boxes(reading, data, section)
 
@@ -227,7 +228,9 @@ def _tell_boxes(reading: Reading, data: PackedDataModule, section: Section) -> N
         "frame": frame,
     }
     listed = [f"{data.index.origin(row)}: {told}" for row, told in boxes.first]
-    told = f"{boxes.num_boxes:,} grounding boxes in {boxes.num_rows:,} rows"
+    told = (
+        f"{boxes.num_boxes:,} grounding {'box' if boxes.num_boxes == 1 else 'boxes'} in {many(boxes.num_rows, 'row')}"
+    )
     if frame in ("pixels", "shares"):
         seem = "they lie within the pixels of their images" if frame == "pixels" else "they lie in 0..1"
         section.add(
@@ -237,7 +240,7 @@ def _tell_boxes(reading: Reading, data: PackedDataModule, section: Section) -> N
             listed,
         )
     elif boxes.num_wrong_rows:
-        section.add("warning", f"{told}; wrong in {boxes.num_wrong_rows:,} rows", listed)
+        section.add("warning", f"{told}; wrong in {many(boxes.num_wrong_rows, 'row')}", listed)
     else:
         section.add("ok", f"{told}, all within 0..{FRAME}")
 
@@ -272,13 +275,13 @@ def _decode(checked: Checked, data: PackedDataModule, rows: PlanRows, section: S
         more = "" if len(chosen) == len(with_media) else " check.decode=true looks at all."
         section.add(
             "error",
-            f"{len(broken):,} rows fail as they are decoded ({of} were tried).{more} Mend or drop them.",
+            f"{many(len(broken), 'row')} failed to decode ({of} were tried).{more} Mend or drop them.",
             listed,
         )
     else:
         section.add("ok", f"media of {of} were decoded and agree with their counts")
     if turned:
-        section.add("note", f"{turned:,} of these images are turned or mirrored by EXIF; they are trained upright")
+        section.add("note", f"{many(turned, 'image')} among these turned or mirrored by EXIF; they are trained upright")
 
 
 def plan_section(checked: Checked) -> Section:
@@ -323,8 +326,8 @@ def _tell_plan(checked: Checked, data: PackedDataModule, section: Section) -> No
     each = f"{steps_of_epochs[0]:,.1f} steps an epoch" if len(steps_of_epochs) > 1 else "one epoch"
     section.add(
         "ok",
-        f"{checked.num_steps:,} steps ({each}): {len(plan):,} packs for {_many(ranks, 'rank')}, "
-        f"{_many(accumulate, 'pack')} a step and rank",
+        f"{many(checked.num_steps or 0, 'step')} ({each}): {many(len(plan), 'pack')} for {many(ranks, 'rank')}, "
+        f"{many(accumulate, 'pack')} a step and rank",
     )
     _tell_packs(data, section)
     _tell_balance(data, section, ranks, accumulate)

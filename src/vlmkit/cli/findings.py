@@ -18,6 +18,11 @@ MARKS: tuple[Mark, ...] = ("ok", "note", "warning", "error")
 _WIDTH = max(map(len, MARKS))
 
 
+def many(number: int, noun: str) -> str:
+    """A number with its noun: `1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """One thing found.
@@ -127,13 +132,12 @@ class Report:
         warnings = sum(finding.mark == "warning" for section in self.sections for finding in section.findings)
         if self.starts:
             seen = "" if self.limit is None else f" on the first {self.limit:,} rows of each source"
-            warned = f" ({warnings} warning{'s' if warnings > 1 else ''} above)" if warnings else ""
-            return f"This run would start{seen}: {self.num_steps:,} steps{warned}."
+            warned = f" ({many(warnings, 'warning')} above)" if warnings else ""
+            return f"This run would start{seen}: {many(self.num_steps or 0, 'step')}{warned}."
         if not self.errors:
             return "This run would fail: there is no plan."
         told = "; ".join(f"{name}: {message.splitlines()[0].rstrip('.')}" for name, message in self.errors)
-        count = f"{len(self.errors)} errors" if len(self.errors) != 1 else "1 error"
-        return f"This run would fail ({count}). {told}."
+        return f"This run would fail ({many(len(self.errors), 'error')}). {told}."
 
     def to_text(self) -> str:
         """The sections and, as the last line, the verdict."""
