@@ -192,6 +192,14 @@ def test_the_recipe_of_the_tiny_model_stays_with_it():
     assert composed("train", "model=vision2b_llm0_6b").optim.beta2 == 0.999
 
 
+@pytest.mark.parametrize("overrides", [(), ("stage=stage1", "data=llava", "optim.lr=2", "run_dir=x")], ids=str)
+def test_a_check_is_composed_as_the_training_it_checks(overrides):
+    fixed = () if "run_dir=x" in overrides else ("run_dir=x",)
+    train, check = (OmegaConf.to_container(composed(name, *overrides, *fixed)) for name in ("train", "check"))
+    assert check.pop("check").keys() == {"format", "limit", "decode", "forecast"}
+    assert check == train
+
+
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 

@@ -39,8 +39,9 @@ def options_table() -> str:
     """Markdown: the options of each command, then the choices and settings of each group."""
     lines: list[str] = []
     for command in COMMANDS:
-        path = conf_dir() / f"{command}.yaml"
-        lines += [f"**`vlmkit-{command}`**", "", *_rows(_collect([path], prefix=""), first=command), ""]
+        like = ": all that `vlmkit-train` takes, and" if command in LIKE_TRAIN else ""
+        rows = _rows(_collect([conf_dir() / f"{command}.yaml"], prefix=""), first=command)
+        lines += [f"**`vlmkit-{command}`**{like}", "", *rows, ""]
     for group in GROUPS:
         lines += [*_group(group), ""]
     return "\n".join(lines).rstrip() + "\n"
