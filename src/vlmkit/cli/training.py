@@ -291,6 +291,12 @@ def provenance(run: Run) -> dict[str, Any]:
     }
 
 
+def packs_trained(run: Run) -> int:
+    """Packs of the plan that are done, those of a resumed run before included."""
+    steps = run.data.steps(run.trainer.world_size, run.accumulate)
+    return steps.num_consumed(max(0, run.trainer.global_step - run.data.start_step))
+
+
 def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
     """For `report.json`: what became of every row, what was trained on, and with what."""
     receipts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, GradientReceipt)]
@@ -298,7 +304,7 @@ def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
     return {
         "schema": "vlmkit.report/1",
         "data": run.data.name,
-        "rows": run.data.accounting(),
+        "rows": run.data.accounting(packs_trained(run)),
         "steps": run.data.num_steps(run.trainer.world_size, run.accumulate),
         "packs": len(run.data.plan),
         "fill": run.data.plan.fill,

@@ -44,7 +44,11 @@ class PackDataset(Dataset[Batch]):
         samples = [self.sample(row) for row in slot.rows]
         sources = tuple(int(self.index.source[row]) for row in slot.rows)
         info = PackInfo(
-            pack=slot.pack, rows=slot.rows, sources=sources, step_supervised_tokens=slot.step_supervised_tokens
+            pack=slot.pack,
+            rows=slot.rows,
+            sources=sources,
+            step_supervised_tokens=slot.step_supervised_tokens,
+            pixels=self.pixels,
         )
         return pack_samples(samples, self.processor, info)
 
