@@ -28,7 +28,7 @@ from vlmkit.model.parts import set_checkpointing
 from vlmkit.processing.processor import Processor, load_processor
 from vlmkit.training.callbacks.checkpointer import Checkpointer
 from vlmkit.training.callbacks.receipt import GradientReceipt
-from vlmkit.training.callbacks.steplog import StepLog
+from vlmkit.training.callbacks.steplog import StepLog, wait_in_words
 from vlmkit.training.callbacks.summary import GroupTable
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
@@ -344,6 +344,8 @@ def describe_end(report: dict[str, Any], step_log: StepLog, run_dir: Path) -> st
         lines.append(
             f"  {last['tokens_per_second']:,.0f} tokens/s, {last['data_wait']:.1%} of the time waiting for data"
         )
+        if words := wait_in_words(last["data_wait"]):
+            lines.append(f"  {words}")
     lines += [
         f"  model    {run_dir / 'hf'} (reopened with plain transformers: same tensors, logits and text)",
         f"  log      {run_dir / 'train.jsonl'}",
