@@ -41,6 +41,10 @@ def messages(conversation):
     return told
 
 
+def reloaded(directory, processor):
+    return load_processor(directory, positions_per_side=processor.geometry.positions_per_side)
+
+
 def rendered(processor, told, **settings):
     return processor.apply_chat_template(told, tokenize=True, return_dict=True, **settings)["input_ids"][0]
 
@@ -54,7 +58,7 @@ def test_twenty_samples_have_the_ids_of_the_exported_processor(data, processor, 
         assert list(rendered(stock, messages(conversation))) == trained
         asked = encode_prompt(conversation, processor)["input_ids"][0].tolist()
         assert list(rendered(stock, messages(conversation), add_generation_prompt=True)) == asked
-    assert load_processor(tmp_path / "hf").fingerprint == processor.fingerprint
+    assert reloaded(tmp_path / "hf", processor).fingerprint == processor.fingerprint
 
 
 def test_another_template_is_another_plan(data, processor, datamodule, tmp_path):
@@ -62,7 +66,7 @@ def test_another_template_is_another_plan(data, processor, datamodule, tmp_path)
     template = tmp_path / "hf" / "chat_template.jinja"
     said_before = template.read_text()
     template.write_text("{{ 'You are a helpful assistant. ' }}" + said_before)
-    changed = load_processor(tmp_path / "hf")
+    changed = reloaded(tmp_path / "hf", processor)
     assert changed.fingerprint != processor.fingerprint
     again = datamodule(*[source.path for source in data.sources])
     again.prepare(processor=changed, num_epochs=1, max_packs=None, require_media=False)
