@@ -37,8 +37,7 @@ def rows(tmp_path_factory):
     ],
     ids=["whole", "limit", "max_steps", "stopped early", "stage1", "weight", "two ranks"],
 )  # fmt: skip
-def test_every_row_has_one_fate(overrides, trained, reasons, overlong, rows, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+def test_every_row_has_one_fate(overrides, trained, reasons, overlong, rows, tmp_path):
     settings = small(rows, tmp_path / "run", "data.on_bad_row=skip", "data.max_tokens=60", "data.overlong=drop")
     if overrides == ["weight=0.5"]:
         overrides = [f"data.sources=[{{path: {rows}, weight: 0.5}}]"]
