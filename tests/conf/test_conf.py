@@ -284,6 +284,21 @@ def test_a_setting_of_the_wrong_type_is_told_by_its_key():
             build(node, object)
 
 
+@pytest.mark.parametrize("option", ["cambrian_737k", "cambrian_7m"])
+def test_data_that_must_be_downloaded_asks_where_it_is(option):
+    from vlmkit.config import build
+    from vlmkit.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"^data\.root must be given: there is no default\. Add data\.root=\.\.\.$"):
+        build(composed("train", f"data={option}").data, object)
+    with pytest.raises(ConfigError, match=r"no file at '/nowhere/Cambrian7\w+\.jsonl'"):
+        build(composed("train", f"data={option}", "data.root=/nowhere").data, object)
+
+
+def test_what_choices_share_is_no_choice():
+    assert options_of("data") == ["cambrian_737k", "cambrian_7m", "llava", "shapes"]
+
+
 @pytest.mark.parametrize("override", ["trainer.max_steps=x", "trainer.max_epochs=2.5", "seed=x"])
 def test_numbers_of_the_run_are_checked_before_anything_is_read(override, tmp_path):
     status, _, errors = ask("train", override, f"run_dir={tmp_path / 'run'}")

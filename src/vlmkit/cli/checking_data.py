@@ -60,6 +60,7 @@ def _look_at_shape(checked: Checked, data: PackedDataModule, section: Section) -
         data.sources,
         cache_dir=data.cache_dir,
         allow_absolute_paths=data.allow_absolute_paths,
+        reading=data.reading,
         limit_each=checked.config.check.limit,
     )
     section.figures |= {"rows": found.num_rows, "verdicts": found.counts}

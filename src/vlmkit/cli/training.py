@@ -29,7 +29,7 @@ from vlmkit.model.parts import set_checkpointing
 from vlmkit.processing.processor import Processor, load_processor
 from vlmkit.training.callbacks.checkpointer import Checkpointer
 from vlmkit.training.callbacks.receipt import GradientReceipt
-from vlmkit.training.callbacks.steplog import StepLog
+from vlmkit.training.callbacks.steplog import StepLog, wait_in_words
 from vlmkit.training.callbacks.summary import GroupTable
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
@@ -322,6 +322,12 @@ def provenance(run: Run) -> dict[str, Any]:
     }
 
 
+def packs_trained(run: Run) -> int:
+    """Packs of the plan that are done, those of a resumed run before included."""
+    steps = run.data.steps(run.trainer.world_size, run.accumulate)
+    return steps.num_consumed(max(0, run.trainer.global_step - run.data.start_step))
+
+
 def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
     """For `report.json`: what became of every row, what was trained on, and with what."""
     receipts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, GradientReceipt)]
@@ -329,7 +335,7 @@ def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
     return {
         "schema": "vlmkit.report/1",
         "data": run.data.name,
-        "rows": run.data.accounting(),
+        "rows": run.data.accounting(packs_trained(run)),
         "steps": run.data.num_steps(run.trainer.world_size, run.accumulate),
         "packs": len(run.data.plan),
         "fill": run.data.plan.fill,
@@ -369,6 +375,8 @@ def describe_end(report: dict[str, Any], step_log: StepLog, run_dir: Path) -> st
         lines.append(
             f"  {last['tokens_per_second']:,.0f} tokens/s, {last['data_wait']:.1%} of the time waiting for data"
         )
+        if words := wait_in_words(last["data_wait"]):
+            lines.append(f"  {words}")
     lines += [
         f"  model    {run_dir / 'hf'} (reopened with plain transformers: same tensors, logits and text)",
         f"  log      {run_dir / 'train.jsonl'}",

@@ -15,6 +15,7 @@ from vlmkit.data.manifest import Source, decode_row
 from vlmkit.data.plain import plain_manifest
 from vlmkit.errors import DataError, Origin
 from vlmkit.processing.media import image_size, video_header
+from vlmkit.processing.video import VideoReading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,12 @@ class Shape:
 
 
 def check_shape(
-    sources: Sequence[Source], *, cache_dir: Path, allow_absolute_paths: bool, limit_each: int | None
+    sources: Sequence[Source],
+    *,
+    cache_dir: Path,
+    allow_absolute_paths: bool,
+    reading: VideoReading,
+    limit_each: int | None,
 ) -> Shape:
     """Parse every row and read the headers of its media; nothing is counted or kept.
 
@@ -43,6 +49,7 @@ def check_shape(
         sources: The manifests.
         cache_dir: Where the places of rows are kept.
         allow_absolute_paths: Whether media may lie outside the roots.
+        reading: How videos are read.
         limit_each: Only the first so many rows of each source.
     """
     counts, first, broken = Counter[str](), list[tuple[Origin, Fault]](), list[str]()
@@ -59,7 +66,7 @@ def check_shape(
             for number, (offset, length) in enumerate(zip(spans.offset, spans.length, strict=True), start=1):
                 file.seek(int(offset))
                 origin = Origin(str(source.path), number)
-                error = _fault(file.read(int(length)), source, origin, allow_absolute_paths)
+                error = _fault(file.read(int(length)), source, origin, allow_absolute_paths, reading)
                 if error is None:
                     continue
                 counts[error.reason] += 1
@@ -69,14 +76,16 @@ def check_shape(
     return Shape(num_rows=num_rows, counts=dict(counts.most_common()), first=tuple(first), broken=tuple(broken))
 
 
-def _fault(text: bytes, source: Source, origin: Origin, allow_absolute_paths: bool) -> DataError | None:
+def _fault(
+    text: bytes, source: Source, origin: Origin, allow_absolute_paths: bool, reading: VideoReading
+) -> DataError | None:
     try:
         row = decode_row(text, origin=origin, root=source.root, allow_absolute_paths=allow_absolute_paths)
         for part in row.media:
             if isinstance(part, ImagePart):
                 image_size(part)
             else:
-                video_header(part)
+                video_header(part, reading)
     except DataError as error:
         return error
     return None
