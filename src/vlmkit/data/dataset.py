@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vlmkit.batch import Batch, Sample
-from vlmkit.data.collation import PackInfo, pack_samples
+from vlmkit.batch import Batch, MaskedRow, Sample
+from vlmkit.data.collation import PackInfo, idle_sample, pack_samples
 from vlmkit.data.dealing import Slot
 from vlmkit.data.index import Index
 from vlmkit.data.manifest import processors_of
@@ -16,6 +16,21 @@ from vlmkit.data.overlong import Fits
 from vlmkit.errors import DataError
 from vlmkit.processing.encode import Pixels, encode_example
 from vlmkit.processing.processor import Processor
+
+OnBadMedia = Literal["error", "mask"]
+BAD_MEDIA = frozenset(
+    {
+        "aspect_ratio",
+        "changed_media",
+        "empty_media",
+        "frame_sizes",
+        "media_timeout",
+        "missing_media",
+        "too_many_pixels",
+        "unreadable_media",
+    }
+)
+"""Reasons that lie in a medium; whatever else is wrong with a row stops the run under `mask` as well."""
 
 
 class PackDataset(Dataset[Batch]):
@@ -26,14 +41,24 @@ class PackDataset(Dataset[Batch]):
         processor: Encodes them.
         pixels: See `encode_example`.
         fits: How over-long rows were made to fit.
+        on_bad_media: `error`, or `mask`: a row whose media cannot be read keeps its place with one unsupervised token.
     """
 
-    def __init__(self, *, index: Index, processor: Processor, pixels: Pixels, fits: Fits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        index: Index,
+        processor: Processor,
+        pixels: Pixels,
+        fits: Fits | None = None,
+        on_bad_media: OnBadMedia = "error",
+    ) -> None:
         self.index = index
         self.processor = processor
         self.processors = processors_of(index.sources, processor)
         self.fits = fits or Fits(None)
         self.pixels: Pixels = pixels
+        self.on_bad_media: OnBadMedia = on_bad_media
 
     def __getitem__(self, slot: Slot) -> Batch:
         """Encode the rows of a slot.
@@ -41,12 +66,27 @@ class PackDataset(Dataset[Batch]):
         Raises:
             DataError: a row cannot be read, or no longer has the tokens that it was counted with.
         """
-        samples = [self.sample(row) for row in slot.rows]
+        masked: list[MaskedRow] = []
+        samples = [self._sample_or_mask(row, masked) for row in slot.rows]
         sources = tuple(int(self.index.source[row]) for row in slot.rows)
         info = PackInfo(
-            pack=slot.pack, rows=slot.rows, sources=sources, step_supervised_tokens=slot.step_supervised_tokens
+            pack=slot.pack,
+            rows=slot.rows,
+            sources=sources,
+            step_supervised_tokens=slot.step_supervised_tokens,
+            pixels=self.pixels,
+            masked=tuple(masked),
         )
         return pack_samples(samples, self.processor, info)
+
+    def _sample_or_mask(self, row: int, masked: list[MaskedRow]) -> Sample:
+        try:
+            return self.sample(row)
+        except DataError as error:
+            if self.on_bad_media == "error" or error.reason not in BAD_MEDIA:
+                raise
+            masked.append((row, error.reason, error.finding))
+            return idle_sample(self.processor, self.pixels)
 
     def sample(self, row: int) -> Sample:
         """Encode a row as it is trained.

@@ -40,6 +40,8 @@ def shapes_datamodule(**settings: Any) -> PackedDataModule:
         video_max_frames=None,
         overlong="error",
         on_bad_row="error",
+        on_bad_media="error",
+        max_bad_media=None,
         **settings,
     )
 
