@@ -65,7 +65,7 @@ def test_frames_read_are_the_frames_stamped(tiny, tmp_path, rate, fps, most):
     part, processor = VideoPart(draw(tmp_path / "counting.mp4", rate)), sampling(tiny, fps, most)
     place = layout(part, processor)
     assert len(place.frames) <= most
-    read = load_frames(part, list(place.frames))
+    read = load_frames(part, list(place.frames), processor.reading)
     assert [number_of(frame) for frame in read] == list(place.frames), "each frame carries its number"
     frames = [*place.frames, *place.frames[-1:] * (len(place.frames) % 2)]
     middle = [(first / rate + second / rate) / 2 for first, second in zip(frames[::2], frames[1::2], strict=True)]
@@ -85,7 +85,7 @@ def test_the_stock_processor_renders_the_same_ids(tiny, tmp_path):
         tokenize=False,
     )
     metadata = {"fps": 8.0, "frames_indices": list(place.frames), "total_num_frames": NUM_FRAMES}
-    frames = load_frames(part, list(place.frames))
+    frames = load_frames(part, list(place.frames), processor.reading)
     stock = processor.hf(
         text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
     )
@@ -101,5 +101,5 @@ def test_a_list_of_frames_is_taken_whole_at_the_sampling_rate(tiny, tmp_path):
     part, processor = VideoPart(tuple(paths)), sampling(tiny, 2.0, 768)
     place = layout(part, processor)
     assert place.frames == (0, 1, 2, 3, 4), "not sampled a second time"
-    assert [number_of(frame) for frame in load_frames(part, list(place.frames))] == [0, 1, 2, 3, 4]
+    assert [number_of(frame) for frame in load_frames(part, list(place.frames), processor.reading)] == [0, 1, 2, 3, 4]
     assert place.seconds == (0.25, 1.25, 2.0)

@@ -169,7 +169,7 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         run_dir=run_dir,
         source=source,
         data=data,
-        processor=load_processor(source.processor_source, budget=data.budget),
+        processor=load_processor(source.processor_source, budget=data.budget, reading=data.reading),
         freeze=build(config.freeze, FreezePolicy),
         state=read_state(checkpoint) if checkpoint else None,
         checkpoint=checkpoint,
