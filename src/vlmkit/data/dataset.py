@@ -103,8 +103,8 @@ class PackDataset(Dataset[Batch]):
         found = len(sample["input_ids"])
         if found != counted:
             raise DataError(
-                f"has {found} tokens now and had {counted} when it was counted: one of its media has changed. "
-                "Start the run anew, so that it is counted again.",
+                f"has {found} tokens now and had {counted} when it was counted: one of its media has changed, "
+                "or data.video_reader reads one otherwise. Start the run anew, so that it is counted again.",
                 reason="changed_media",
                 origin=self.index.origin(row),
             )
