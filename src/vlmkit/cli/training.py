@@ -27,6 +27,7 @@ from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
 from vlmkit.processing.processor import Processor, load_processor
+from vlmkit.training.callbacks.bad_media import BadMedia
 from vlmkit.training.callbacks.checkpointer import Checkpointer
 from vlmkit.training.callbacks.receipt import GradientReceipt
 from vlmkit.training.callbacks.steplog import StepLog, wait_in_words
@@ -54,6 +55,7 @@ class Run:
     state: RunState | None
     checkpoint: Path | None
     trainer: L.Trainer
+    bad_media: BadMedia
     made: list[VLM] = field(default_factory=list[VLM])
 
     @property
@@ -80,6 +82,7 @@ def train(config: DictConfig, run_dir: Path) -> None:
     if run.data.steps(run.trainer.world_size, run.accumulate).packs.size == 0:
         print(f"Nothing is left to train: {run.checkpoint} is at the end of its plan.")
         load_trained(module, run.checkpoint)
+        run.bad_media.take_up(cast(Path, run.checkpoint))
     else:
         run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
     if not run.trainer.is_global_zero:
@@ -157,6 +160,16 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         state=read_state(checkpoint) if checkpoint else None,
         checkpoint=checkpoint,
         trainer=make_trainer(config, run_dir),
+        bad_media=make_bad_media(data),
+    )
+
+
+def make_bad_media(data: PackedDataModule) -> BadMedia:
+    """What counts the rows whose media cannot be read."""
+    return BadMedia(
+        masks=data.on_bad_media == "mask",
+        most=data.max_bad_media,
+        origin_of=lambda row: data.index.origin(row),  # the index is read later on
     )
 
 
@@ -301,7 +314,7 @@ def add_callbacks(run: Run, module: TrainingModule) -> StepLog:
     )
     configured = [build(node, cast(Any, Callback)) for node in run.config.callbacks.values() if node]
     # The log stands before the checkpointer: when a checkpoint is there, so is its line.
-    cast(Any, run.trainer).callbacks.extend([GroupTable(), *configured, step_log, checkpointer])
+    cast(Any, run.trainer).callbacks.extend([GroupTable(), *configured, run.bad_media, step_log, checkpointer])
     return step_log
 
 
@@ -335,7 +348,7 @@ def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
     return {
         "schema": "vlmkit.report/1",
         "data": run.data.name,
-        "rows": run.data.accounting(packs_trained(run)),
+        "rows": run.data.accounting(packs_trained(run), masked=list(run.bad_media.rows.values())),
         "steps": run.data.num_steps(run.trainer.world_size, run.accumulate),
         "packs": len(run.data.plan),
         "fill": run.data.plan.fill,
@@ -377,6 +390,8 @@ def describe_end(report: dict[str, Any], step_log: StepLog, run_dir: Path) -> st
         )
         if words := wait_in_words(last["data_wait"]):
             lines.append(f"  {words}")
+    if masked := report["rows"]["masked"]["rows"]:
+        lines.append(f"  {len(masked)} rows masked, their media could not be read (first: {masked[0]['where']})")
     lines += [
         f"  model    {run_dir / 'hf'} (reopened with plain transformers: same tensors, logits and text)",
         f"  log      {run_dir / 'train.jsonl'}",

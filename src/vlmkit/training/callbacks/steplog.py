@@ -120,7 +120,7 @@ class StepLog(Callback):
         patches = sum(batch["vision_seqlens"]) if batch["num_media"] else 0
         supervised = len(batch["targets"])
         self.counts[:4] += torch.tensor(
-            [sum(batch["seqlens"]), patches, len(batch["rows"]), supervised], dtype=torch.float64
+            [sum(batch["seqlens"]), patches, len(batch["rows"]) - len(batch["masked"]), supervised], dtype=torch.float64
         )
         sources = (
             torch.tensor(batch["sources"])[batch["target_samples"].cpu()]
