@@ -12,9 +12,9 @@ import lightning as L
 import numpy as np
 import torch
 
-from vlmkit.batch import MaskedRow
+from vlmkit.batch import Batch, MaskedRow
 from vlmkit.data.dataset import OnBadMedia, PackDataset, PlanLoader, SlotSampler
-from vlmkit.data.dealing import Steps, deal
+from vlmkit.data.dealing import Slot, Steps, deal
 from vlmkit.data.index import Index
 from vlmkit.data.indexing import build_index
 from vlmkit.data.judging import OnBadRow, judge
@@ -268,6 +268,13 @@ class PackedDataModule(L.LightningDataModule):
             fits=self.judgement.fits,
             on_bad_media=self.on_bad_media,
         )
+
+    def pack_batch(self, number: int) -> Batch:
+        """The batch of a pack of the plan by its number, as if it were a step of its own: for calibration and previews."""
+        pack = self.plan[number]
+        supervised = int(self.plan.num_supervised_tokens[number])
+        slot = Slot(pack=number, rows=pack.rows, step=0, step_supervised_tokens=supervised, epoch=0)
+        return self.pack_dataset()[slot]
 
     def accounting(self, num_packs: int | None = None, *, masked: Sequence[MaskedRow] = ()) -> dict[str, Any]:
         """For `report.json`: what became of every row, by source and reason, with the first of each.
