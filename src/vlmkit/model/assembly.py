@@ -167,6 +167,20 @@ class Assembly:
             provenance=self._provenance(dtype, fields, {one.name: one.origin for one in tensors}),
         )
 
+    def config(self) -> Qwen3VLConfig:
+        """The config of the assembled model, from the parts' configs and tokenizers alone.
+
+        Raises:
+            AssemblyError: the parts do not fit.
+            CheckpointError: files are missing or damaged.
+        """
+        places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
+        return self._merged(places, torch.float32)[0]
+
+    def weight_places(self) -> dict[str, Path]:
+        """Directories whose weights it is made of, by the setting that names them."""
+        return {f"model.{part}": self._place(part) for part in ("vision_encoder", "language_model")}
+
     def sketch(self, *, dtype: torch.dtype) -> Sketch:
         """The same model on the meta device, to be filled with some rows of each tensor: what a rank keeps of it.
 
@@ -419,17 +433,30 @@ class WholeCheckpoint:
             model=sketch.model, processor_source=self.processor_source, report=None, provenance=sketch.provenance
         )
 
+    def config(self) -> Qwen3VLConfig:
+        """Its config.
+
+        Raises:
+            AssemblyError: it is of another family.
+            CheckpointError: files are missing or damaged.
+        """
+        config = _read_config(resolve(self.path, key="model.path"))
+        if config.model_type != "qwen3_vl":
+            raise AssemblyError(f"model.path: {self.path} is a {config.model_type}; supported: qwen3_vl.")
+        return config
+
+    def weight_places(self) -> dict[str, Path]:
+        """The directory of its weights, by the setting that names it."""
+        return {"model.path": resolve(self.path, key="model.path")}
+
     def sketch(self, *, dtype: torch.dtype) -> Sketch:
-        """The model on the meta device, to be filled with some rows of each tensor: what a rank keeps of it.
+        """The same model on the meta device, to be filled with some rows of each tensor: what a rank keeps of it.
 
         Raises:
             AssemblyError: as `build`.
             CheckpointError: as `build`.
         """
-        place = resolve(self.path, key="model.path")
-        config = _read_config(place)
-        if config.model_type != "qwen3_vl":
-            raise AssemblyError(f"model.path: {self.path} is a {config.model_type}; supported: qwen3_vl.")
+        config, place = self.config(), resolve(self.path, key="model.path")
         with torch.device("meta"):
             model = Qwen3VLForConditionalGeneration(config)
         reader = TensorReader(place)
