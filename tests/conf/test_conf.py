@@ -15,12 +15,14 @@ from omegaconf import OmegaConf
 from tests.training.conftest import environment
 from vlmkit.config import conf_dir, options_of
 
-COMMANDS = ("train", "check", "assemble", "eval", "convert")
+COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert")
 USED = {
     "train": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
     "check": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
+    "inspect": ("model", "data", "freeze", "stage"),
     "assemble": ("model",),
     "eval": ("model", "backend"),
+    "compare": (),
     "convert": (),
 }
 """The groups of each command."""
@@ -188,6 +190,14 @@ def test_the_tiny_model_s_recipe_wins_over_the_stage_and_loses_to_the_command_li
 def test_the_recipe_of_the_tiny_model_stays_with_it():
     assert composed("train", "model=qwen3_vl", "model.path=x").optim.lr == 1e-5
     assert composed("train", "model=vision2b_llm0_6b").optim.beta2 == 0.999
+
+
+@pytest.mark.parametrize("overrides", [(), ("stage=stage1", "data=llava", "optim.lr=2", "run_dir=x")], ids=str)
+def test_a_check_is_composed_as_the_training_it_checks(overrides):
+    fixed = () if "run_dir=x" in overrides else ("run_dir=x",)
+    train, check = (OmegaConf.to_container(composed(name, *overrides, *fixed)) for name in ("train", "check"))
+    assert check.pop("check").keys() == {"format", "limit", "decode", "forecast"}
+    assert check == train
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
