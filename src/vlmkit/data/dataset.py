@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlmkit.batch import Batch, MaskedRow, Sample
+from vlmkit.conversation import Conversation
 from vlmkit.data.collation import PackInfo, idle_sample, pack_samples
 from vlmkit.data.dealing import Slot
 from vlmkit.data.index import Index
@@ -15,6 +16,7 @@ from vlmkit.data.manifest import processors_of
 from vlmkit.data.overlong import Fits
 from vlmkit.errors import DataError
 from vlmkit.processing.encode import Pixels, encode_example
+from vlmkit.processing.media import media_name
 from vlmkit.processing.processor import Processor
 
 OnBadMedia = Literal["error", "mask"]
@@ -103,12 +105,23 @@ class PackDataset(Dataset[Batch]):
         found = len(sample["input_ids"])
         if found != counted:
             raise DataError(
-                f"has {found} tokens now and had {counted} when it was counted: one of its media has changed, "
-                "or data.video_reader reads one otherwise. Start the run anew, so that it is counted again.",
+                f"has {found} tokens now and had {counted} when it was counted: one of its media has changed, or "
+                f"data.video_reader reads one otherwise. They are now: {_told_media(conversation, sample, processor)}. Start "
+                "the run anew, so that it is counted again.",
                 reason="changed_media",
                 origin=self.index.origin(row),
             )
         return sample
+
+
+def _told_media(conversation: Conversation, sample: Sample, processor: Processor) -> str:
+    """Each medium with the size and the visual tokens that it has as it is trained."""
+    side, merged = processor.geometry.patch_size, processor.geometry.merge_size**2
+    told: list[str] = []
+    for part, (times, rows, columns) in zip(conversation.media, sample["grid_thw"].tolist(), strict=True):
+        tokens = times * rows * columns // merged
+        told.append(f"{media_name(part)} at {columns * side} x {rows * side} pixels, {tokens} tokens")
+    return "; ".join(told) or "none"
 
 
 class SlotSampler(Sampler[Slot]):
