@@ -210,7 +210,7 @@ PLANTED: dict[str, tuple[dict[str, str], float, float]] = {
 def write_hub(root: Path, name: str) -> Path:
     """The Parquet files of a benchmark under `root/<name>`, as its repository on the hub lays them out."""
     if name == "gqa":
-        _write(root / "gqa/testdev_balanced_instructions/testdev-00000-of-00001.parquet", {
+        write_columns(root / "gqa/testdev_balanced_instructions/testdev-00000-of-00001.parquet", {
             "id": ["201", "202", "203"],
             "imageId": ["n1", "n2", "gone"],
             "question": ["Is it red?", "What is there?", "Is it there?"],
@@ -218,15 +218,15 @@ def write_hub(root: Path, name: str) -> Path:
             "fullAnswer": ["Yes, it is.", "A dog.", "No."],
             "isBalanced": [True] * 3,
         })  # fmt: skip
-        _write(root / "gqa/testdev_balanced_images/testdev-00000-of-00001.parquet",
+        write_columns(root / "gqa/testdev_balanced_images/testdev-00000-of-00001.parquet",
                {"id": ["n1", "n2"], "image": [RED, BLUE]})  # fmt: skip
         return root
     file, columns = HUB[name]
-    _write(root / name / file, columns)
+    write_columns(root / name / file, columns)
     return root
 
 
-def _write(path: Path, columns: dict[str, list]) -> None:
+def write_columns(path: Path, columns: dict[str, list]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
 

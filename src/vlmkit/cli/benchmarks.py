@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from typing import Any, cast, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -37,6 +37,12 @@ def text() -> str:
     return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in told)
 
 
+def protocols_of(target: str) -> tuple[str, ...]:
+    """The protocols that the benchmark of a `_target_` can follow."""
+    made = _class_of(target)
+    return tuple(getattr(made, "protocols", (made.protocol,)))
+
+
 def _source(node: dict[str, Any]) -> str:
     if "hub_id" not in node:
         return "drawn in place"
@@ -47,7 +53,7 @@ def _class_of(target: str) -> Any:
     """The class that a `_target_` names, or the one that the function it names makes."""
     module, _, name = target.rpartition(".")
     found: Any = getattr(importlib.import_module(module), name)
-    return found if isinstance(found, type) else cast("Any", get_type_hints(found)["return"])
+    return found if isinstance(found, type) else get_type_hints(found)["return"]
 
 
 if __name__ == "__main__":

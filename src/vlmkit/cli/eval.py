@@ -89,6 +89,7 @@ def _needs_model(config: DictConfig) -> bool:
 
 def _benchmark(name: str, node: DictConfig, config: DictConfig) -> Benchmark:
     """Make a benchmark; settings that concern all replace those of its file, its own options win."""
+    from vlmkit.cli.benchmarks import protocols_of
     from vlmkit.evaluation.benchmark import Benchmark
     from vlmkit.evaluation.benchmarks.asking import PROTOCOLS
 
@@ -97,7 +98,8 @@ def _benchmark(name: str, node: DictConfig, config: DictConfig) -> Benchmark:
         if key in node and key not in given and config[key] is not None:
             if key == "protocol" and config[key] not in PROTOCOLS:
                 raise ConfigError(f"protocol={config[key]}: choose {' or '.join(PROTOCOLS)}.")
-            node[key] = config[key]
+            if key != "protocol" or config[key] in protocols_of(node._target_):
+                node[key] = config[key]
     return build(node, Benchmark, f"benchmark_options.{name}")
 
 
