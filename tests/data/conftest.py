@@ -119,6 +119,8 @@ def datamodule(tmp_path: Path) -> Callable[..., PackedDataModule]:
             "video_max_pixels": None,
             "video_fps": None,
             "video_max_frames": None,
+            "video_reader": "auto",
+            "media_timeout_seconds": None,
             "max_tokens": None,
             "overlong": "error",
             "on_bad_row": "error",

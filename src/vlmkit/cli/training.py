@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -28,7 +29,7 @@ from vlmkit.model.parts import set_checkpointing
 from vlmkit.processing.processor import Processor, load_processor
 from vlmkit.training.callbacks.checkpointer import Checkpointer
 from vlmkit.training.callbacks.receipt import GradientReceipt
-from vlmkit.training.callbacks.steplog import StepLog
+from vlmkit.training.callbacks.steplog import StepLog, wait_in_words
 from vlmkit.training.callbacks.summary import GroupTable
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
@@ -146,32 +147,45 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
     source = model_source(config.model)
     data = build(config.data, PackedDataModule)
     checkpoint = find_checkpoint(str(config.resume_from), run_dir) if config.resume_from else None
-    loggers = [build(node, cast(Any, Logger)) for node in config.logger.values() if node]
-    flags = {name: value for name, value in config.trainer.items() if name not in ("max_epochs", "max_steps")}
-    trainer = build(
-        OmegaConf.create(flags),
-        L.Trainer,
-        "trainer",
-        max_epochs=1,  # the plan holds all epochs and is one of Lightning's
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        logger=loggers or False,
-        default_root_dir=run_dir,
-    )
     return Run(
         config=config,
         run_dir=run_dir,
         source=source,
         data=data,
-        processor=load_processor(source.processor_source, budget=data.budget),
+        processor=load_processor(source.processor_source, budget=data.budget, reading=data.reading),
         freeze=build(config.freeze, FreezePolicy),
         state=read_state(checkpoint) if checkpoint else None,
         checkpoint=checkpoint,
-        trainer=trainer,
+        trainer=make_trainer(config, run_dir),
     )
+
+
+def make_trainer(config: DictConfig, run_dir: Path) -> L.Trainer:
+    """The Trainer with the config's flags and loggers; the plan, the log and the checkpoints are ours.
+
+    Raises:
+        ConfigError: a flag that Lightning refuses, or devices that are not here.
+    """
+    loggers = [build(node, cast(Any, Logger)) for node in config.logger.values() if node]
+    flags = {name: value for name, value in config.trainer.items() if name not in ("max_epochs", "max_steps")}
+    try:
+        return build(
+            OmegaConf.create(flags),
+            L.Trainer,
+            "trainer",
+            max_epochs=1,  # the plan holds all epochs and is one of Lightning's
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            logger=loggers or False,
+            default_root_dir=run_dir,
+        )
+    except (MisconfigurationException, ImportError) as error:  # a device that is not here, or its library
+        raise ConfigError(
+            f"trainer: {str(error).rstrip('.!')}. Check trainer.accelerator and trainer.devices."
+        ) from error
 
 
 def model_source(node: DictConfig) -> Assembly | WholeCheckpoint:
@@ -189,26 +203,43 @@ def prepare_data(run: Run) -> None:
     Raises:
         CheckpointError: the plan is not the one that the checkpoint was trained on.
     """
-    trainer, state = run.config.trainer, run.state
-    done, consumed = (state.step, state.consumed_packs) if state else (0, 0)
-    group = run.trainer.world_size * run.accumulate
-    max_packs = None if trainer.max_steps is None else consumed + max(0, trainer.max_steps - done) * group
-    only_merger = run.freeze.vision_encoder and run.freeze.language_model
     run.data.prepare(
-        processor=run.processor, num_epochs=trainer.max_epochs, max_packs=max_packs, require_media=only_merger
+        processor=run.processor,
+        num_epochs=run.config.trainer.max_epochs,
+        max_packs=most_packs(run.config.trainer.max_steps, run.state, run.trainer.world_size * run.accumulate),
+        require_media=needs_media(run.freeze),
     )
-    if state is None:
-        return
-    if state.plan_key != run.data.plan.key:
+    if run.state is not None:
+        take_up(run.data, run.freeze, run.state, run.checkpoint)
+
+
+def most_packs(max_steps: int | None, state: RunState | None, packs_per_step: int) -> int | None:
+    """Packs of the plan that `trainer.max_steps` leaves room for, those that a resumed run has done included."""
+    done, consumed = (state.step, state.consumed_packs) if state else (0, 0)
+    return None if max_steps is None else consumed + max(0, max_steps - done) * packs_per_step
+
+
+def needs_media(freeze: FreezePolicy) -> bool:
+    """Whether text-only rows would train nothing: only the merger learns."""
+    return freeze.vision_encoder and freeze.language_model
+
+
+def take_up(data: PackedDataModule, freeze: FreezePolicy, state: RunState, checkpoint: Path | None) -> None:
+    """Go on in the plan where a resumed run stands.
+
+    Raises:
+        CheckpointError: the plan, or what is frozen, is not that of the checkpoint.
+    """
+    if state.plan_key != data.plan.key:
         raise CheckpointError(
-            f"resume_from: {run.checkpoint} was trained on another plan: the data, the processor, data.seed, data.batch_size or "
+            f"resume_from: {checkpoint} was trained on another plan: the data, the processor, data.seed, data.batch_size or "
             "another setting of the packs has changed. Set them back, or start a new run with init_from."
         )
-    if state.freeze != vars(run.freeze):
+    if state.freeze != vars(freeze):
         raise CheckpointError(
-            f"resume_from: {run.checkpoint} was trained with freeze {state.freeze}, now it is {vars(run.freeze)}."
+            f"resume_from: {checkpoint} was trained with freeze {state.freeze}, now it is {vars(freeze)}."
         )
-    run.data.start_pack, run.data.start_step = consumed, done
+    data.start_pack, data.start_step = state.consumed_packs, state.step
 
 
 def make_module(run: Run) -> TrainingModule:
@@ -291,6 +322,12 @@ def provenance(run: Run) -> dict[str, Any]:
     }
 
 
+def packs_trained(run: Run) -> int:
+    """Packs of the plan that are done, those of a resumed run before included."""
+    steps = run.data.steps(run.trainer.world_size, run.accumulate)
+    return steps.num_consumed(max(0, run.trainer.global_step - run.data.start_step))
+
+
 def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
     """For `report.json`: what became of every row, what was trained on, and with what."""
     receipts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, GradientReceipt)]
@@ -298,7 +335,7 @@ def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
     return {
         "schema": "vlmkit.report/1",
         "data": run.data.name,
-        "rows": run.data.accounting(),
+        "rows": run.data.accounting(packs_trained(run)),
         "steps": run.data.num_steps(run.trainer.world_size, run.accumulate),
         "packs": len(run.data.plan),
         "fill": run.data.plan.fill,
@@ -338,6 +375,8 @@ def describe_end(report: dict[str, Any], step_log: StepLog, run_dir: Path) -> st
         lines.append(
             f"  {last['tokens_per_second']:,.0f} tokens/s, {last['data_wait']:.1%} of the time waiting for data"
         )
+        if words := wait_in_words(last["data_wait"]):
+            lines.append(f"  {words}")
     lines += [
         f"  model    {run_dir / 'hf'} (reopened with plain transformers: same tensors, logits and text)",
         f"  log      {run_dir / 'train.jsonl'}",

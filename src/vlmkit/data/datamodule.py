@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -24,6 +25,7 @@ from vlmkit.errors import ConfigError, DataError
 from vlmkit.processing.encode import Pixels
 from vlmkit.processing.media import PixelBudget
 from vlmkit.processing.processor import Processor
+from vlmkit.processing.video import ReaderName, VideoReading
 
 
 class PackedDataModule(L.LightningDataModule):
@@ -37,6 +39,7 @@ class PackedDataModule(L.LightningDataModule):
         limit: Only the first so many rows, of all sources together and in their order.
         image_min_pixels, image_max_pixels, video_min_pixels, video_max_pixels, video_fps, video_max_frames: See
             `PixelBudget`.
+        video_reader, media_timeout_seconds: See `VideoReading`.
         max_tokens: Longest row; media tokens are never cut.
         overlong: What happens to a longer one: `error`, `drop`, `shrink_media` or `drop_turns`.
         on_bad_row: `error`, or `skip` (counted in `report.json`).
@@ -65,6 +68,8 @@ class PackedDataModule(L.LightningDataModule):
         video_max_pixels: int | None,
         video_fps: float | None,
         video_max_frames: int | None,
+        video_reader: ReaderName,
+        media_timeout_seconds: float | None,
         max_tokens: int | None,
         overlong: Overlong,
         on_bad_row: OnBadRow,
@@ -79,6 +84,19 @@ class PackedDataModule(L.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
+        _check_number("limit", limit, least=1, optional=True)
+        _check_number("image_min_pixels", image_min_pixels, least=1, optional=True)
+        _check_number("image_max_pixels", image_max_pixels, least=1, optional=True)
+        _check_number("video_min_pixels", video_min_pixels, least=1, optional=True)
+        _check_number("video_max_pixels", video_max_pixels, least=1, optional=True)
+        _check_number("video_fps", video_fps, least=0, optional=True, whole=False)
+        _check_number("video_max_frames", video_max_frames, least=1, optional=True)
+        _check_number("max_tokens", max_tokens, least=1, optional=True)
+        _check_number("batch_size", batch_size, least=1, optional=True)
+        _check_number("tokens_per_batch", tokens_per_batch, least=1, optional=True)
+        _check_number("patches_per_batch", patches_per_batch, least=1, optional=True)
+        _check_number("num_workers", num_workers, least=0)
+        _check_number("seed", seed, least=0)
         _check_choice("overlong", overlong, OVERLONG)
         _check_choice("on_bad_row", on_bad_row, ("error", "skip"))
         _check_choice("order", order, ("shuffled", "grouped", "sequential"))
@@ -97,6 +115,7 @@ class PackedDataModule(L.LightningDataModule):
             video_fps=video_fps,
             video_max_frames=video_max_frames,
         )
+        self.reading = VideoReading(reader=video_reader, timeout_seconds=media_timeout_seconds)
         self.max_tokens = max_tokens
         self.overlong: Overlong = overlong
         self.on_bad_row: OnBadRow = on_bad_row
@@ -132,24 +151,54 @@ class PackedDataModule(L.LightningDataModule):
             DataError: a bad or over-long row where that is an error, or no row is left.
             ConfigError: a row that no pack can hold, or a plan without rows or end.
         """
+        self.count(processor)
+        self.judge_rows(require_media=require_media)
+        self.plan_packs(num_epochs=num_epochs, max_packs=max_packs)
+
+    def count(self, processor: Processor, *, limit_each: int | None = None) -> None:
+        """Count the rows, or take the counts from the cache.
+
+        Args:
+            processor: What rows are encoded with; its pixel limits are this data's.
+            limit_each: Only the first so many rows of each source.
+
+        Raises:
+            DataError: a manifest that is empty or broken as a whole.
+        """
         self.processor = processor
         self.index: Index = build_index(
             self.sources,
             processor,
             cache_dir=self.cache_dir,
             limit=self.limit,
+            limit_each=limit_each,
             allow_absolute_paths=self.allow_absolute_paths,
             num_processes=self.num_workers,
         )
+
+    def judge_rows(self, *, require_media: bool) -> None:
+        """Say of every counted row what becomes of it.
+
+        Raises:
+            DataError: a bad or over-long row where that is an error.
+        """
         self.judgement = judge(
             self.index,
-            processor,
+            self.processor,
             on_bad_row=self.on_bad_row,
             max_tokens=self.max_tokens,
             overlong=self.overlong,
             require_media=require_media,
             num_processes=self.num_workers,
         )
+
+    def plan_packs(self, *, num_epochs: int | None, max_packs: int | None) -> None:
+        """Plan the packs of the rows that can be trained on.
+
+        Raises:
+            DataError: no row is left.
+            ConfigError: a row that no pack can hold, or a plan without rows or end.
+        """
         rows = self.judgement.plan_rows()
         if not len(rows):
             told = ", ".join(f"{count} {word}" for word, count in self.judgement.counts().items())
@@ -169,7 +218,7 @@ class PackedDataModule(L.LightningDataModule):
                 order=self.order,
                 heaviest_first=self.heaviest_first,
                 weights=[source.weight for source in self.sources],
-                contents=[self.index.key],
+                contents=_packed_contents(self.index, self.processor),
             )
         except ValueError as error:
             raise ConfigError(f"data: {error}. Check trainer.max_epochs, trainer.max_steps and the weights.") from error
@@ -188,7 +237,7 @@ class PackedDataModule(L.LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches
         slots = self.steps(self.trainer.world_size, accumulate).slots(self.trainer.global_rank)
         return PlanLoader(
-            PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits),
+            self.pack_dataset(),
             sampler=SlotSampler(slots, num_done=self.start_step * accumulate),
             batch_size=None,
             num_workers=self.num_workers,
@@ -198,12 +247,20 @@ class PackedDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def accounting(self) -> dict[str, Any]:
+    def pack_dataset(self) -> PackDataset:
+        """What encodes the judged rows."""
+        return PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits)
+
+    def accounting(self, num_packs: int | None = None) -> dict[str, Any]:
         """For `report.json`: what became of every row, by source and reason, with the first of each.
 
-        `read = trained + skipped + masked + overlong` holds by construction.
+        Every row has one fate, so `read = trained + skipped + masked + overlong`; see `Judgement.accounting`.
+
+        Args:
+            num_packs: Packs of the plan that were trained on; None: all.
         """
-        return self.judgement.accounting(self.plan.rows)
+        reached = len(self.plan) if num_packs is None else num_packs
+        return self.judgement.accounting(self.plan.rows, num_reached=int(self.plan.starts[reached]))
 
     def _check_budget(self, rows: PlanRows) -> None:
         """Refuse rows that exceed the budget of a pack by themselves."""
@@ -218,6 +275,29 @@ class PackedDataModule(L.LightningDataModule):
             f"data.patches_per_batch={self.pack_budget.patches}). {len(over)} of {len(rows)} rows do not fit. Raise "
             "these, lower data.image_max_pixels, or drop long rows by data.max_tokens and data.overlong=drop."
         )
+
+
+def _packed_contents(index: Index, processor: Processor) -> list[str]:
+    """What packs depend on besides the counts of their rows: manifests, processor, and limits of single sources.
+
+    Not where manifests and media lie: a run can be resumed after its data has moved. That the media there are the same is
+    seen in the counts, and again when each row is loaded.
+    """
+    limits = [json.dumps(dict(source.limits), sort_keys=True) for source in index.sources]
+    return [*index.contents, processor.fingerprint, *limits]
+
+
+def _check_number(name: str, value: object, *, least: int, optional: bool = False, whole: bool = True) -> None:
+    """Refuse what is no number, or too small a one, by its key and before anything is read.
+
+    Raises:
+        ConfigError: naming the key and what was found.
+    """
+    kinds = (int,) if whole else (int, float)
+    if (value is None and optional) or (type(value) in kinds and cast(float, value) >= least):
+        return
+    wanted = f"{'a whole number' if whole else 'a number'} of at least {least}{' or null' if optional else ''}"
+    raise ConfigError(f"data.{name}={value}: wanted {wanted}.")
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlmkit.batch import Batch, Sample
+from vlmkit.conversation import Conversation
 from vlmkit.data.collation import PackInfo, pack_samples
 from vlmkit.data.dealing import Slot
 from vlmkit.data.index import Index
@@ -15,6 +16,7 @@ from vlmkit.data.manifest import processors_of
 from vlmkit.data.overlong import Fits
 from vlmkit.errors import DataError
 from vlmkit.processing.encode import Pixels, encode_example
+from vlmkit.processing.media import media_name
 from vlmkit.processing.processor import Processor
 
 
@@ -44,7 +46,11 @@ class PackDataset(Dataset[Batch]):
         samples = [self.sample(row) for row in slot.rows]
         sources = tuple(int(self.index.source[row]) for row in slot.rows)
         info = PackInfo(
-            pack=slot.pack, rows=slot.rows, sources=sources, step_supervised_tokens=slot.step_supervised_tokens
+            pack=slot.pack,
+            rows=slot.rows,
+            sources=sources,
+            step_supervised_tokens=slot.step_supervised_tokens,
+            pixels=self.pixels,
         )
         return pack_samples(samples, self.processor, info)
 
@@ -64,11 +70,22 @@ class PackDataset(Dataset[Batch]):
         if found != counted:
             raise DataError(
                 f"has {found} tokens now and had {counted} when it was counted: one of its media has changed. "
-                "Start the run anew, so that it is counted again.",
+                f"They are now: {_told_media(conversation, sample, processor)}. Start the run anew, so that it is counted "
+                "again.",
                 reason="changed_media",
                 origin=self.index.origin(row),
             )
         return sample
+
+
+def _told_media(conversation: Conversation, sample: Sample, processor: Processor) -> str:
+    """Each medium with the size and the visual tokens that it has as it is trained."""
+    side, merged = processor.geometry.patch_size, processor.geometry.merge_size**2
+    told: list[str] = []
+    for part, (times, rows, columns) in zip(conversation.media, sample["grid_thw"].tolist(), strict=True):
+        tokens = times * rows * columns // merged
+        told.append(f"{media_name(part)} at {columns * side} x {rows * side} pixels, {tokens} tokens")
+    return "; ".join(told) or "none"
 
 
 class SlotSampler(Sampler[Slot]):

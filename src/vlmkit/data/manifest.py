@@ -79,14 +79,21 @@ def resolve_sources(sources: Sequence[str | Path | Mapping[str, object]], *, roo
         The sources in order; names are the files' stems, numbered where they repeat.
 
     Raises:
-        ConfigError: no source, an unknown key, a value of the wrong kind, or a file that is not there.
+        ConfigError: no source, an unknown key, a value of the wrong kind, or a file that is not there; of several such
+            sources all are named.
     """
     if not sources:
         raise ConfigError("data.sources is empty. Name at least one manifest, as in data.sources=[train.json].")
     found: list[Source] = []
+    wrong: list[str] = []
     for number, entry in enumerate(sources):
         where = f"data.sources[{number}]"
-        found.append(_resolve_source(entry, where, root, taken={source.name for source in found}))
+        try:
+            found.append(_resolve_source(entry, where, root, taken={source.name for source in found}))
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(dict.fromkeys(wrong)))
     return found
 
 

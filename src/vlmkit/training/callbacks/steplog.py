@@ -19,6 +19,8 @@ from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import Group
 
 SCHEMA = "vlmkit.train/1"
+WAIT_TOLD = 0.05
+"""Share of the time spent waiting for data from which it is said in words."""
 
 
 class StepLog(Callback):
@@ -54,11 +56,12 @@ class StepLog(Callback):
         self.progress = progress
         self.totals = {"supervised_tokens": 0, "tokens": 0, "patches": 0, "samples": 0}
         self.last: dict[str, Any] = {}
+        self.wait_told = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Cut the log back to where the run stands, and open the bar."""
         self.device = pl_module.device
-        self.step = trainer.global_step
+        self.step = self.first_step = trainer.global_step
         self.started = self.mark = self.batch_ended = time.perf_counter()
         self.bar = None
         self._reset()
@@ -172,8 +175,24 @@ class StepLog(Callback):
         if self.bar is not None:
             speed, wait = self.last["tokens_per_second"], self.last["data_wait"]
             self.bar.set_postfix_str(f"loss {self.last['loss']:.4f}, {speed:,.0f} tok/s, data wait {wait:.0%}")
+        words = wait_in_words(self.last["data_wait"])
+        if (
+            words and not self.wait_told and self.step > self.first_step + self.every_n_steps
+        ):  # workers start in the first
+            self.wait_told = True
+            tqdm.write(f"Step {self.step}: {words}")
         for logger in trainer.loggers:
             logger.log_metrics(_flat(self.last), step=self.step)
+
+
+def wait_in_words(share: float) -> str | None:
+    """What a share of the time (0 to 1) spent waiting for data means, where it is worth a word."""
+    if share <= WAIT_TOLD:
+        return None
+    return (
+        f"{share:.0%} of the time went by waiting for samples while the device idled. Raise data.num_workers, lower "
+        "data.image_max_pixels, or put the media on a faster disk."
+    )
 
 
 def grad_norms(groups: list[Group]) -> dict[str, Tensor]:
