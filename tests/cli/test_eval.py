@@ -146,7 +146,7 @@ def test_a_benchmark_of_one_s_own_takes_ten_lines(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "status", "message"),
     [
-        (["benchmarks=[]"], 0, "chartqa      lmms-lab-encoder/ChartQA"),
+        (["benchmarks=[]"], 0, "lmms-lab-encoder/ChartQA"),
         (["benchmarks=[chartq]"], 1, "Did you mean chartqa?"),
         (["benchmark_options.shapes.prompt_sufix=x"], 1, "Did you mean prompt_suffix?"),
         (["ckpt=nowhere"], 1, "ckpt=nowhere: no model there"),
