@@ -212,3 +212,36 @@ def test_a_protocol_that_a_benchmark_does_not_have_is_refused(tmp_path):
         ConfigError, match="benchmark_options.simplevqa.protocol must be one of lmms-eval, got 'vlmevalkit'"
     ):
         make("simplevqa", tmp_path, protocol="vlmevalkit")
+
+
+def test_captions_are_scored_over_the_set(tmp_path):
+    captions = [["a red square on a wall", "a square"], ["a blue ball in the grass", "one ball"]]
+    write_columns(
+        tmp_path / "coco" / "val-00000-of-00001.parquet",
+        {"question_id": ["a", "b"], "image": [RED, BLUE], "question": ["x", "x"], "answer": captions},
+    )
+    benchmark = make("coco", tmp_path)
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"id": "a", "answer": "A red square on a wall."}\n{"id": "b", "answer": ""}\n')
+    figures = aggregate(benchmark, run_answers(benchmark, FileAnswers(path), settings(tmp_path)))
+    assert figures["score"] == pytest.approx(figures["figures"]["CIDEr"])
+    assert (figures["unit"], figures["parsed"], figures["stderr"]) == ("points", 0.5, None)
+    assert 0 < figures["figures"]["ROUGE_L"] <= 50
+
+
+def test_videos_are_found_beside_the_rows_or_told(tmp_path, clip):
+    columns = {
+        "videoID": ["drawn", "gone"], "question_id": ["001-1", "001-2"], "question": ["What moves?"] * 2,
+        "options": [["A. A cat.", "B. A dog.", "C. Noise.", "D. Nothing."]] * 2, "answer": ["C", "A"],
+        "duration": ["short"] * 2, "domain": ["Knowledge"] * 2, "sub_category": ["x"] * 2, "task_type": ["y"] * 2,
+    }  # fmt: skip
+    write_columns(tmp_path / "videomme" / "videomme" / "test-00000-of-00001.parquet", columns)
+    (tmp_path / "videomme" / "data").mkdir()
+    (tmp_path / "videomme" / "data" / "drawn.mp4").write_bytes(clip.read_bytes())
+    for protocol in ("lmms-eval", "vlmevalkit"):
+        benchmark = make("videomme", tmp_path, protocol=protocol)
+        found, gone = benchmark.cases()
+        assert found.conversation.media[0].source == tmp_path / "videomme" / "data" / "drawn.mp4"
+        assert "video 'gone' is not under" in gone.reason
+        assert benchmark.score(found, "C").outcome == "right"
+    assert benchmark.score(found, "It shows noise.").outcome == "right"
