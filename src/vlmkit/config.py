@@ -192,6 +192,20 @@ def task_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def this_job(command: str, run_dir: Path) -> list[str]:
+    """The command line that runs this very job once more, as another rank of it; of a sweep, this job alone.
+
+    Args:
+        command: Name of the module in `vlmkit.cli`.
+        run_dir: Of this job.
+    """
+    single = HydraConfig.get().mode == RunMode.RUN
+    arguments = sys.argv[1:] if single else task_overrides()
+    place = str(run_dir).replace("'", "\\'")
+    own = [f"hydra.run.dir='{place}'", "hydra.output_subdir=null"]
+    return [sys.executable, "-m", f"vlmkit.cli.{command}", *arguments, *own]
+
+
 def run_command(name: str, config_name: str, task: Callable[[DictConfig], object]) -> None:
     """Run `task` on the configuration composed from the command line; print user errors without a traceback.
 

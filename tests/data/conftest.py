@@ -124,6 +124,8 @@ def datamodule(tmp_path: Path) -> Callable[..., PackedDataModule]:
             "max_tokens": None,
             "overlong": "error",
             "on_bad_row": "error",
+            "on_bad_media": "error",
+            "max_bad_media": None,
             "batch_size": 2,
             "tokens_per_batch": None,
             "patches_per_batch": None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,28 +16,37 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
 
 from vlmkit import __version__
-from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over
+from vlmkit.cli.ranks import launch_name, part, use_command
+from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over, this_job
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.errors import CheckpointError, ConfigError
-from vlmkit.model.assembly import VLM, Assembly, WholeCheckpoint
+from vlmkit.model.assembly import VLM, Assembly, Sketch, WholeCheckpoint
 from vlmkit.model.attention import choose_kernel
 from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
 from vlmkit.model.freeze import FreezePolicy
+from vlmkit.model.liger import use_kernels
+from vlmkit.model.lora import Lora, prove_merge
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
 from vlmkit.processing.processor import Processor, load_processor
+from vlmkit.training.callbacks.bad_media import BadMedia
 from vlmkit.training.callbacks.checkpointer import Checkpointer
+from vlmkit.training.callbacks.prediction import StartForecast
 from vlmkit.training.callbacks.receipt import GradientReceipt
 from vlmkit.training.callbacks.steplog import StepLog, wait_in_words
 from vlmkit.training.callbacks.summary import GroupTable
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
+from vlmkit.training.shards import check_form, gather_model, load_whole
 from vlmkit.training.state import RunState, find_checkpoint, read_state
+from vlmkit.training.strategy import ShardedStrategy
+from vlmkit.training.together import together
 
 TAKEN_OVER = ("data", "model")
-_OURS = ("attn_implementation", "gradient_checkpointing")
+_OURS = ("attn_implementation", "gradient_checkpointing", "compile", "kernels", "lora")
 """Settings of `model` that concern training, not how the model is made."""
 _DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64}
 
@@ -51,10 +61,12 @@ class Run:
     data: PackedDataModule
     processor: Processor
     freeze: FreezePolicy
+    lora: Lora | None
     state: RunState | None
     checkpoint: Path | None
     trainer: L.Trainer
-    made: list[VLM] = field(default_factory=list[VLM])
+    bad_media: BadMedia
+    made: list[VLM | Sketch] = field(default_factory=list[VLM | Sketch])
 
     @property
     def accumulate(self) -> int:
@@ -70,27 +82,42 @@ def train(config: DictConfig, run_dir: Path) -> None:
     config = with_starting_weights(config)
     L.seed_everything(config.seed, verbose=False)
     run = wire(config, run_dir)
+    use_command(run.trainer, this_job("train", run_dir))
+    with together(
+        run_dir=run_dir, launch=launch_name(), rank=run.trainer.global_rank, num_ranks=run.trainer.world_size
+    ):
+        report = fit_and_export(run, started)
+    part(run.trainer)
+    if report is not None:
+        print(report)
+
+
+def fit_and_export(run: Run, started: float) -> str | None:
+    """Everything that all ranks do; what the first one has to say at the end."""
     prepare_data(run)
     first_rank = run.trainer.is_global_zero and not int(os.environ.get("LOCAL_RANK", "0"))
     if first_rank:
-        save_config(config, run_dir)
+        save_config(run.config, run.run_dir)
         print(describe_data(run))
     module = make_module(run)
     step_log = add_callbacks(run, module)
     if run.data.steps(run.trainer.world_size, run.accumulate).packs.size == 0:
         print(f"Nothing is left to train: {run.checkpoint} is at the end of its plan.")
         load_trained(module, run.checkpoint)
+        run.bad_media.take_up(cast(Path, run.checkpoint))
     else:
         run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
+    model = gather_model(module.packed.hf, merge=run.lora.merge if run.lora else None)
     if not run.trainer.is_global_zero:
-        return
-    export = save_hf(
-        model=module.packed.hf, processor=run.processor, directory=run_dir / "hf", provenance=provenance(run)
-    )
-    prove_export(export, model=module.packed.hf, processor=run.processor)
+        return None
+    assert model is not None
+    if run.lora and not isinstance(run.trainer.strategy, ShardedStrategy):
+        prove_merge(module.packed.hf, model)
+    export = save_hf(model=model, processor=run.processor, directory=run.run_dir / "hf", provenance=provenance(run))
+    prove_export(export, model=model, processor=run.processor)
     report = make_report(run, step_log, time.perf_counter() - started)
-    (run_dir / "report.json").write_text(json.dumps(report, indent=1, default=str) + "\n")
-    print(describe_end(report, step_log, run_dir))
+    (run.run_dir / "report.json").write_text(json.dumps(report, indent=1, default=str) + "\n")
+    return describe_end(report, step_log, run.run_dir)
 
 
 def check_numbers(config: DictConfig) -> None:
@@ -147,16 +174,30 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
     source = model_source(config.model)
     data = build(config.data, PackedDataModule)
     checkpoint = find_checkpoint(str(config.resume_from), run_dir) if config.resume_from else None
+    trainer = make_trainer(config, run_dir)
+    if checkpoint:
+        check_form(checkpoint, shared=isinstance(trainer.strategy, ShardedStrategy))
     return Run(
         config=config,
         run_dir=run_dir,
         source=source,
         data=data,
         processor=load_processor(source.processor_source, budget=data.budget, reading=data.reading),
+        lora=make_lora(config.model.lora),
         freeze=build(config.freeze, FreezePolicy),
         state=read_state(checkpoint) if checkpoint else None,
         checkpoint=checkpoint,
-        trainer=make_trainer(config, run_dir),
+        trainer=trainer,
+        bad_media=make_bad_media(data),
+    )
+
+
+def make_bad_media(data: PackedDataModule) -> BadMedia:
+    """What counts the rows whose media cannot be read."""
+    return BadMedia(
+        masks=data.on_bad_media == "mask",
+        most=data.max_bad_media,
+        origin_of=lambda row: data.index.origin(row),  # the index is read later on
     )
 
 
@@ -197,6 +238,18 @@ def model_source(node: DictConfig) -> Assembly | WholeCheckpoint:
     return source
 
 
+def make_lora(node: DictConfig) -> Lora | None:
+    """Adapters, where `model.lora.rank` is not 0.
+
+    Raises:
+        ConfigError: the settings cannot work.
+    """
+    if not node.rank:
+        return None
+    settings = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return build(OmegaConf.create({"_target_": "vlmkit.model.lora.Lora", **settings}), Lora, "model.lora")
+
+
 def prepare_data(run: Run) -> None:
     """Count and plan; take up the plan where a resumed run stands.
 
@@ -207,7 +260,7 @@ def prepare_data(run: Run) -> None:
         processor=run.processor,
         num_epochs=run.config.trainer.max_epochs,
         max_packs=most_packs(run.config.trainer.max_steps, run.state, run.trainer.world_size * run.accumulate),
-        require_media=needs_media(run.freeze),
+        require_media=needs_media(run.freeze, run.lora),
     )
     if run.state is not None:
         take_up(run.data, run.freeze, run.state, run.checkpoint)
@@ -219,9 +272,9 @@ def most_packs(max_steps: int | None, state: RunState | None, packs_per_step: in
     return None if max_steps is None else consumed + max(0, max_steps - done) * packs_per_step
 
 
-def needs_media(freeze: FreezePolicy) -> bool:
+def needs_media(freeze: FreezePolicy, lora: Lora | None) -> bool:
     """Whether text-only rows would train nothing: only the merger learns."""
-    return freeze.vision_encoder and freeze.language_model
+    return freeze.vision_encoder and freeze.language_model and lora is None
 
 
 def take_up(data: PackedDataModule, freeze: FreezePolicy, state: RunState, checkpoint: Path | None) -> None:
@@ -244,27 +297,54 @@ def take_up(data: PackedDataModule, freeze: FreezePolicy, state: RunState, check
 
 def make_module(run: Run) -> TrainingModule:
     """The LightningModule; the model itself is made when the Trainer asks for it."""
-    model = run.config.model
+    model, lora = run.config.model, run.lora
+    dtype = _DTYPES.get(str(run.config.trainer.precision), torch.float32)
 
-    def make_model() -> PackedVLM:
-        vlm = run.source.build(dtype=_DTYPES.get(str(run.config.trainer.precision), torch.float32))
-        if run.source.proves and isinstance(run.source, Assembly):
-            run.source.prove(vlm)
-        run.made.append(vlm)
-        set_checkpointing(vlm.model, **model.gradient_checkpointing)
+    def packed(made: VLM | Sketch) -> PackedVLM:
+        run.made.append(made)
+        set_checkpointing(made.model, **model.gradient_checkpointing)
+        use_kernels(made.model, model.kernels)
+        if lora is not None:
+            lora.inject(made.model)
         return PackedVLM(
-            vlm.model,
+            made.model,
             pixel_mean=run.processor.pixel_mean,
             pixel_std=run.processor.pixel_std,
             kernel=model.attn_implementation,
+            compiled=model.compile,
         )
+
+    def make_model() -> PackedVLM:
+        vlm = run.source.build(dtype=dtype)
+        if run.source.proves and isinstance(run.source, Assembly):
+            run.source.prove(vlm)
+        return packed(vlm)
+
+    def make_sketch() -> tuple[PackedVLM, Callable[[str, int, int], Tensor]]:
+        if run.source.proves and run.trainer.is_global_zero:
+            print("No rank holds the whole model, so the assembly is not proved here: vlmkit-assemble proves it.")
+        sketch = run.source.sketch(dtype=dtype)
+        made = packed(sketch)
+        if lora is None:
+            return made, sketch.read
+        return made, lora.reader(sketch.read, made.hf, seed=run.config.seed)
 
     return TrainingModule(
         make_model=make_model,
+        make_sketch=make_sketch,
+        lora=lora,
         freeze=run.freeze,
-        optimizer_plan=build(run.config.optim, OptimizerPlan),
+        optimizer_plan=build(optimizer_node(run.config.optim), OptimizerPlan),
         count_steps=run.data.num_steps,
     )
+
+
+def optimizer_node(node: DictConfig) -> DictConfig:
+    """`optim`, with an optimiser it names left to be made once there are parameters."""
+    if node.optimizer is None:
+        return node
+    partial = OmegaConf.create({"optimizer": {"_partial_": True}})
+    return cast(DictConfig, OmegaConf.merge(node, partial))
 
 
 def add_callbacks(run: Run, module: TrainingModule) -> StepLog:
@@ -301,7 +381,7 @@ def add_callbacks(run: Run, module: TrainingModule) -> StepLog:
     )
     configured = [build(node, cast(Any, Callback)) for node in run.config.callbacks.values() if node]
     # The log stands before the checkpointer: when a checkpoint is there, so is its line.
-    cast(Any, run.trainer).callbacks.extend([GroupTable(), *configured, step_log, checkpointer])
+    cast(Any, run.trainer).callbacks.extend([GroupTable(), *configured, run.bad_media, step_log, checkpointer])
     return step_log
 
 
@@ -309,6 +389,9 @@ def load_trained(module: TrainingModule, checkpoint: Path | None) -> None:
     """Make the model with the weights of a finished run's checkpoint."""
     assert checkpoint is not None
     module.configure_model()
+    if checkpoint.is_dir():
+        load_whole(checkpoint, module)
+        return
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"], strict=False)
 
@@ -318,7 +401,12 @@ def provenance(run: Run) -> dict[str, Any]:
     vlm = run.made[0]
     return {
         **vlm.provenance,
-        "trained": {"freeze": vars(run.freeze), "data": run.data.name, "plan": run.data.plan.key},
+        "trained": {
+            "freeze": vars(run.freeze),
+            "lora": vars(run.lora) if run.lora else None,
+            "data": run.data.name,
+            "plan": run.data.plan.key,
+        },
     }
 
 
@@ -331,17 +419,19 @@ def packs_trained(run: Run) -> int:
 def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
     """For `report.json`: what became of every row, what was trained on, and with what."""
     receipts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, GradientReceipt)]
+    forecasts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, StartForecast)]
     device = run.trainer.strategy.root_device
     return {
         "schema": "vlmkit.report/1",
         "data": run.data.name,
-        "rows": run.data.accounting(packs_trained(run)),
+        "rows": run.data.accounting(packs_trained(run), masked=list(run.bad_media.rows.values())),
         "steps": run.data.num_steps(run.trainer.world_size, run.accumulate),
         "packs": len(run.data.plan),
         "fill": run.data.plan.fill,
         "trained_on": step_log.totals,
         "last": step_log.last,
         "receipt": receipts[0] if receipts else None,
+        "forecast": forecasts[0] if forecasts else None,
         "seconds": seconds,
         "hashes": {"plan": run.data.plan.key, "index": run.data.index.key, "processor": run.processor.fingerprint},
         "versions": {"vlmkit": __version__, "torch": torch.__version__, "lightning": L.__version__},
@@ -377,6 +467,8 @@ def describe_end(report: dict[str, Any], step_log: StepLog, run_dir: Path) -> st
         )
         if words := wait_in_words(last["data_wait"]):
             lines.append(f"  {words}")
+    if masked := report["rows"]["masked"]["rows"]:
+        lines.append(f"  {len(masked)} rows masked, their media could not be read (first: {masked[0]['where']})")
     lines += [
         f"  model    {run_dir / 'hf'} (reopened with plain transformers: same tensors, logits and text)",
         f"  log      {run_dir / 'train.jsonl'}",

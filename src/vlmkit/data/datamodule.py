@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,12 +12,13 @@ import lightning as L
 import numpy as np
 import torch
 
-from vlmkit.data.dataset import PackDataset, PlanLoader, SlotSampler
-from vlmkit.data.dealing import Steps, deal
+from vlmkit.batch import Batch, MaskedRow
+from vlmkit.data.dataset import OnBadMedia, PackDataset, PlanLoader, SlotSampler
+from vlmkit.data.dealing import Slot, Steps, deal
 from vlmkit.data.index import Index
 from vlmkit.data.indexing import build_index
 from vlmkit.data.judging import OnBadRow, judge
-from vlmkit.data.manifest import resolve_sources
+from vlmkit.data.manifest import resolve_sources, row_id
 from vlmkit.data.overlong import OVERLONG, Overlong
 from vlmkit.data.packing import Budget
 from vlmkit.data.plan import Order, Plan, PlanRows, make_plan, rows_over
@@ -43,6 +45,9 @@ class PackedDataModule(L.LightningDataModule):
         max_tokens: Longest row; media tokens are never cut.
         overlong: What happens to a longer one: `error`, `drop`, `shrink_media` or `drop_turns`.
         on_bad_row: `error`, or `skip` (counted in `report.json`).
+        on_bad_media: A medium that cannot be read while training: `error`, or `mask` (the row keeps its place in the
+            plan with no supervised token, and is named in `report.json`).
+        max_bad_media: Under `mask`, the most rows that may be masked in a run; None: any number.
         batch_size: Rows in a pack; or
         tokens_per_batch: Most tokens in a pack, and
         patches_per_batch: Most vision patches in it.
@@ -73,6 +78,8 @@ class PackedDataModule(L.LightningDataModule):
         max_tokens: int | None,
         overlong: Overlong,
         on_bad_row: OnBadRow,
+        on_bad_media: OnBadMedia,
+        max_bad_media: int | None,
         batch_size: int | None,
         tokens_per_batch: int | None,
         patches_per_batch: int | None,
@@ -99,6 +106,9 @@ class PackedDataModule(L.LightningDataModule):
         _check_number("seed", seed, least=0)
         _check_choice("overlong", overlong, OVERLONG)
         _check_choice("on_bad_row", on_bad_row, ("error", "skip"))
+        _check_choice("on_bad_media", on_bad_media, ("error", "mask"))
+        if max_bad_media is not None and max_bad_media < 0:
+            raise ValueError(f"data.max_bad_media must be 0 or more, or null, got {max_bad_media}")
         _check_choice("order", order, ("shuffled", "grouped", "sequential"))
         _check_choice("pixels", pixels, ("uint8", "float32"))
         if not sources:
@@ -119,6 +129,8 @@ class PackedDataModule(L.LightningDataModule):
         self.max_tokens = max_tokens
         self.overlong: Overlong = overlong
         self.on_bad_row: OnBadRow = on_bad_row
+        self.on_bad_media: OnBadMedia = on_bad_media
+        self.max_bad_media = max_bad_media
         self.pack_budget = Budget(
             rows=None if tokens_per_batch else batch_size, tokens=tokens_per_batch, patches=patches_per_batch
         )
@@ -249,18 +261,50 @@ class PackedDataModule(L.LightningDataModule):
 
     def pack_dataset(self) -> PackDataset:
         """What encodes the judged rows."""
-        return PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits)
+        return PackDataset(
+            index=self.index,
+            processor=self.processor,
+            pixels=self.pixels,
+            fits=self.judgement.fits,
+            on_bad_media=self.on_bad_media,
+        )
 
-    def accounting(self, num_packs: int | None = None) -> dict[str, Any]:
+    def pack_batch(self, number: int) -> Batch:
+        """The batch of a pack of the plan by its number, as if it were a step of its own: for calibration and previews."""
+        pack = self.plan[number]
+        supervised = int(self.plan.num_supervised_tokens[number])
+        slot = Slot(pack=number, rows=pack.rows, step=0, step_supervised_tokens=supervised, epoch=0)
+        return self.pack_dataset()[slot]
+
+    def accounting(self, num_packs: int | None = None, *, masked: Sequence[MaskedRow] = ()) -> dict[str, Any]:
         """For `report.json`: what became of every row, by source and reason, with the first of each.
 
         Every row has one fate, so `read = trained + skipped + masked + overlong`; see `Judgement.accounting`.
 
         Args:
             num_packs: Packs of the plan that were trained on; None: all.
+            masked: Rows whose media could not be read while training; each is named.
         """
         reached = len(self.plan) if num_packs is None else num_packs
-        return self.judgement.accounting(self.plan.rows, num_reached=int(self.plan.starts[reached]))
+        judged = self.judgement.with_masked([row for row, _, _ in masked])
+        told = judged.accounting(self.plan.rows, num_reached=int(self.plan.starts[reached]))
+        return told | {"overlong": self.judgement.overlong_cases(), "masked": self._masked(masked)}
+
+    def _masked(self, masked: Sequence[MaskedRow]) -> dict[str, Any]:
+        return {
+            "policy": self.on_bad_media,
+            "max_bad_media": self.max_bad_media,
+            "by_reason": dict(Counter(reason for _, reason, _ in masked).most_common()),
+            "rows": [
+                {
+                    "where": str(self.index.origin(row)),
+                    "id": row_id(self.index.read(row)),
+                    "reason": reason,
+                    "finding": finding,
+                }
+                for row, reason, finding in masked
+            ],
+        }
 
     def _check_budget(self, rows: PlanRows) -> None:
         """Refuse rows that exceed the budget of a pack by themselves."""

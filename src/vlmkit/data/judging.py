@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,8 +20,10 @@ OnBadRow = Literal["error", "skip"]
 MAX_FAULTS_SHOWN = 5
 MAX_OVERLONG_LISTED = 1000
 TRAINED, TEXT_ONLY, OVER_LONG, NOT_DRAWN, NOT_REACHED = "trained", "text_only", "overlong", "not_drawn", "not_reached"
+MASKED = "masked"
 _FINDINGS = {
     TEXT_ONLY: "no image or video, so it trains nothing where only the merger learns.",
+    MASKED: "a medium of it could not be read while training; `masked` says which and why.",
     NOT_DRAWN: "the plan ends before it, or its source's weight leaves it out.",
     NOT_REACHED: "it stands in the plan, and the run ended before it.",
 }
@@ -84,6 +87,15 @@ class Judgement:
         known = next((fault.finding for fault in self.index.faults if fault.row == row), None)
         return _FINDINGS.get(word) or known or f"{word}."
 
+    def with_masked(self, rows: Iterable[int]) -> Judgement:
+        """The verdicts after training, where the media of some rows could not be read.
+
+        A row that was masked once is masked, even where another epoch could read it.
+        """
+        verdict = self.verdict.copy()
+        verdict[list(rows)] = len(self.words)
+        return replace(self, words=(*self.words, MASKED), verdict=verdict)
+
     def accounting(self, planned: NDArray[np.int32], *, num_reached: int) -> dict[str, Any]:
         """For `report.json`: what became of every row, by source and reason, with the first of each.
 
@@ -125,12 +137,13 @@ class Judgement:
             verdicts = self.verdict[self.index.source == number]
             skipped = _counted(verdicts, self.words)
             trained, overlong = skipped.pop(TRAINED, 0), skipped.pop(OVER_LONG, 0)
+            masked = skipped.pop(MASKED, 0)
             told[source.name] = {
                 "path": str(source.path),
                 "read": len(verdicts),
                 "trained": trained,
                 "skipped": sum(skipped.values()),
-                "masked": 0,
+                "masked": masked,
                 "overlong": overlong,
                 "skipped_by_reason": skipped,
             }

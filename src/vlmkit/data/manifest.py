@@ -196,6 +196,16 @@ def decode_row(text: bytes, *, origin: Origin, root: Path, allow_absolute_paths:
     return parse_row(raw, origin=origin, root=root, allow_absolute_paths=allow_absolute_paths)
 
 
+def row_id(text: bytes) -> str | None:
+    """What a row calls itself (`id`), as text; None where it does not."""
+    try:
+        raw = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    found = cast(dict[str, object], raw).get("id") if isinstance(raw, dict) else None
+    return None if found is None else str(found)
+
+
 def parse_row(raw: object, *, origin: Origin, root: Path, allow_absolute_paths: bool = False) -> Conversation:
     """Check one row and make a Conversation of it. No file is opened.
 

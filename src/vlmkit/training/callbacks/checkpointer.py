@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from vlmkit.errors import CheckpointError
+from vlmkit.training.shards import remove_checkpoint
 from vlmkit.training.state import (
     KEY,
     RunState,
@@ -83,7 +84,7 @@ class Checkpointer(Callback):
                 sync_to_disk(self.directory)
                 self._prune()
         except OSError as error:
-            aside.unlink(missing_ok=True)
+            remove_checkpoint(aside)
             left = newest_checkpoint(self.directory.parent)
             raise CheckpointError(
                 f"{path}: could not be written ({error}). The newest good checkpoint is {left or 'none'}."
@@ -104,4 +105,4 @@ class Checkpointer(Callback):
     def _prune(self) -> None:
         found = sorted(self.directory.glob("step-*.ckpt"))
         for old in found[: -self.keep] if self.keep > 0 else []:
-            old.unlink()
+            remove_checkpoint(old)
