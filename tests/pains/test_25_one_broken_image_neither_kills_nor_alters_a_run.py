@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tests.training.conftest import lines, run, small, write_manifest
 
+from tests.training.conftest import lines, run, small, write_manifest
 from vlmkit.conversation import ImagePart
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.dataset import PackDataset
