@@ -27,7 +27,7 @@ USED = {
 }
 """The groups of each command."""
 CHOICES = [(command, group, option) for command in COMMANDS for group in USED[command] for option in options_of(group)]
-OURS = {"attn_implementation", "gradient_checkpointing"}
+OURS = {"attn_implementation", "gradient_checkpointing", "compile", "kernels", "lora"}
 """Settings of `model` that concern training: not for the constructor."""
 LOOPED = {"max_epochs", "max_steps"}
 """Settings of `trainer` that the plan takes."""
