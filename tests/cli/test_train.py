@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.conftest import lines, run, small, start
+from tests.training.conftest import lines, run, small
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -94,30 +92,6 @@ def test_stage2_takes_over_the_run_and_leaves_the_vision_blocks(stage1, tmp_path
     changed = same(weights(tmp_path), weights(run_dir))
     assert any("language_model" in name for name in changed)
     assert not [name for name in changed if ".visual." in name and "merger" not in name]
-
-
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(manifest, tmp_path):
-    settings = [
-        "trainer.max_epochs=3",
-        "save.every_n_steps=2",
-        "data.batch_size=3",
-        "trainer.accumulate_grad_batches=2",
-    ]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run("train", *small(manifest, whole, *settings))
-    process = start("train", *small(manifest, killed, *settings))
-    while not (killed / "checkpoints" / "step-000006.ckpt").exists():  # in the second epoch
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    output = run("train", *small(manifest, killed, *settings, "resume_from=auto"))
-    assert "resumed from" in output
-    compared = ("step", "epoch", "loss", "lr", "grad_norm", "supervised_tokens", "tokens", "patches", "samples")
-    assert [[line[key] for key in compared] for line in lines(killed)] == [
-        [line[key] for key in compared] for line in lines(whole)
-    ]
-    assert not same(weights(whole), weights(killed))
 
 
 def test_resume_refuses_another_plan(stage1, manifest):

@@ -21,6 +21,10 @@ def finished(tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("run")
     run("train", f"run_dir={run_dir}", "trainer.max_steps=1", "data.limit=8", "data.batch_size=8", "log.progress=false",
         "log.every_n_steps=1")  # fmt: skip
+    broken = tmp_path_factory.mktemp("broken")
+    run("train", f"run_dir={broken}", "trainer.max_steps=3", "data.limit=8", "data.batch_size=2", "optim.lr=1e30",
+        "optim.warmup_ratio=0", "log.progress=false", status=1)  # fmt: skip
+    (broken / "suspects.jsonl").rename(run_dir / "suspects.jsonl")
     run("eval", f"ckpt={run_dir}", "max_samples_per_benchmark=2", "max_new_tokens=4", "progress=false")
     return run_dir
 
@@ -28,6 +32,7 @@ def finished(tmp_path_factory) -> Path:
 def test_the_section_lists_every_file():
     assert [name for name, _, _ in ROWS] == [
         "train.jsonl",
+        "suspects.jsonl",
         "report.json",
         "hf/vlmkit.json",
         "eval/summary.json",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -18,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vlmkit import __version__
 from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over
 from vlmkit.data.datamodule import PackedDataModule
-from vlmkit.errors import CheckpointError, ConfigError
+from vlmkit.errors import CheckpointError, ConfigError, Interrupted
 from vlmkit.model.assembly import VLM, Assembly, WholeCheckpoint
 from vlmkit.model.attention import choose_kernel
 from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
@@ -26,13 +30,15 @@ from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
 from vlmkit.processing.processor import Processor, load_processor
+from vlmkit.storage import is_full, written_aside
 from vlmkit.training.callbacks.checkpointer import Checkpointer
+from vlmkit.training.callbacks.guard import GuardSettings, LossGuard
 from vlmkit.training.callbacks.receipt import GradientReceipt
 from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.callbacks.summary import GroupTable
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
-from vlmkit.training.state import RunState, find_checkpoint, read_state
+from vlmkit.training.state import RunState, find_checkpoint, newest_checkpoint, read_state
 
 TAKEN_OVER = ("data", "model")
 _OURS = ("attn_implementation", "gradient_checkpointing")
@@ -62,7 +68,18 @@ class Run:
 
 
 def train(config: DictConfig, run_dir: Path) -> None:
-    """Train as the config says; leave checkpoints, `hf/`, `train.jsonl` and `report.json` in the run directory."""
+    """Train as the config says; leave checkpoints, `hf/`, `train.jsonl` and `report.json` in the run directory.
+
+    Raises:
+        Interrupted: a signal told the run to leave; it is saved and can be resumed.
+    """
+    # Until training listens for it, and in the processes that load: a job's warning is no reason to die.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with told_when_full(run_dir):
+        _train(config, run_dir)
+
+
+def _train(config: DictConfig, run_dir: Path) -> None:
     started = time.perf_counter()
     check_numbers(config)
     check_replaceable(run_dir / "hf")  # not found out after the training
@@ -75,21 +92,59 @@ def train(config: DictConfig, run_dir: Path) -> None:
         save_config(config, run_dir)
         print(describe_data(run))
     module = make_module(run)
-    step_log = add_callbacks(run, module)
+    watchers = add_callbacks(run, module)
     if run.data.steps(run.trainer.world_size, run.accumulate).packs.size == 0:
         print(f"Nothing is left to train: {run.checkpoint} is at the end of its plan.")
         load_trained(module, run.checkpoint)
+        watchers.log.take_up()
     else:
         run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
+    leave_if_told(run, watchers.checkpointer)
     if not run.trainer.is_global_zero:
         return
     export = save_hf(
         model=module.packed.hf, processor=run.processor, directory=run_dir / "hf", provenance=provenance(run)
     )
     prove_export(export, model=module.packed.hf, processor=run.processor)
-    report = make_report(run, step_log, time.perf_counter() - started)
-    (run_dir / "report.json").write_text(json.dumps(report, indent=1, default=str) + "\n")
-    print(describe_end(report, step_log, run_dir))
+    report = make_report(run, watchers, time.perf_counter() - started)
+    with written_aside(run_dir / "report.json") as aside:
+        aside.write_text(json.dumps(report, indent=1, default=str) + "\n")
+    print(describe_end(report, watchers.log, run_dir))
+
+
+@contextmanager
+def told_when_full(run_dir: Path) -> Generator[None]:
+    """Turn the disk's refusal, wherever it comes, into an error that says what stands.
+
+    Raises:
+        CheckpointError: the disk, a quota or a limit on the size of files is reached.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise CheckpointError(
+            f"{run_dir}: no more can be written ({error}). The newest good checkpoint is "
+            f"{newest_checkpoint(run_dir) or 'none'}. Make room, then continue with resume_from=auto."
+        ) from error
+
+
+def leave_if_told(run: Run, checkpointer: Checkpointer) -> None:
+    """End here where a signal told the run to leave.
+
+    Raises:
+        Interrupted: on every rank but those that rank 0 started itself, which would be taken for dead; they end well.
+    """
+    if checkpointer.stopped_by is None:
+        return
+    environment = cast(Any, run.trainer.strategy).cluster_environment if run.trainer.world_size > 1 else None
+    if isinstance(environment, LightningEnvironment) and environment.local_rank():
+        raise SystemExit(0)
+    raise Interrupted(
+        f"{checkpointer.stopped_by}: saved after step {checkpointer.step} in {checkpointer.directory}. Continue with "
+        f"run_dir={run.run_dir} resume_from=auto."
+    )
 
 
 def check_numbers(config: DictConfig) -> None:
@@ -236,8 +291,17 @@ def make_module(run: Run) -> TrainingModule:
     )
 
 
-def add_callbacks(run: Run, module: TrainingModule) -> StepLog:
-    """Give the Trainer its observers: those of the config, and checkpoints, log and group table."""
+@dataclass(frozen=True, kw_only=True)
+class Watchers:
+    """Observers of a run whose findings are read afterwards."""
+
+    log: StepLog
+    guard: LossGuard
+    checkpointer: Checkpointer
+
+
+def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
+    """Give the Trainer its observers: those of the config, and guard, log, checkpoints and group table."""
     save, log, data = run.config.save, run.config.log, run.data
 
     def state_at(step: int) -> RunState:
@@ -261,17 +325,25 @@ def add_callbacks(run: Run, module: TrainingModule) -> StepLog:
         epoch_at=epoch_at,
         progress=log.progress,
     )
+    guard = LossGuard(
+        run_dir=run.run_dir,
+        settings=build(run.config.guard, GuardSettings),
+        origin_of=lambda row: str(data.index.origin(row)),
+    )
     checkpointer = Checkpointer(
         run_dir=run.run_dir,
         every_n_steps=save.every_n_steps,
+        every_minutes=save.every_minutes,
         keep=save.keep,
         state_at=state_at,
         done_batches=lambda: data.start_step * run.accumulate,
+        before_save=guard.settle,
     )
     configured = [build(node, cast(Any, Callback)) for node in run.config.callbacks.values() if node]
-    # The log stands before the checkpointer: when a checkpoint is there, so is its line.
-    cast(Any, run.trainer).callbacks.extend([GroupTable(), *configured, step_log, checkpointer])
-    return step_log
+    # The guard stands first: a strange loss is told before its gradients are. The log stands before the checkpointer:
+    # when a checkpoint is there, so is its line.
+    cast(Any, run.trainer).callbacks.extend([GroupTable(), guard, *configured, step_log, checkpointer])
+    return Watchers(log=step_log, guard=guard, checkpointer=checkpointer)
 
 
 def load_trained(module: TrainingModule, checkpoint: Path | None) -> None:
@@ -291,7 +363,7 @@ def provenance(run: Run) -> dict[str, Any]:
     }
 
 
-def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
+def make_report(run: Run, watchers: Watchers, seconds: float) -> dict[str, Any]:
     """For `report.json`: what became of every row, what was trained on, and with what."""
     receipts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, GradientReceipt)]
     device = run.trainer.strategy.root_device
@@ -302,8 +374,9 @@ def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
         "steps": run.data.num_steps(run.trainer.world_size, run.accumulate),
         "packs": len(run.data.plan),
         "fill": run.data.plan.fill,
-        "trained_on": step_log.totals,
-        "last": step_log.last,
+        "trained_on": watchers.log.totals,
+        "last": watchers.log.last,
+        "losses": watchers.guard.report(),
         "receipt": receipts[0] if receipts else None,
         "seconds": seconds,
         "hashes": {"plan": run.data.plan.key, "index": run.data.index.key, "processor": run.processor.fingerprint},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ class PackedDataModule(L.LightningDataModule):
             sampler=SlotSampler(slots, num_done=self.start_step * accumulate),
             batch_size=None,
             num_workers=self.num_workers,
-            worker_init_fn=_one_thread if self.num_workers else None,
+            worker_init_fn=_start_worker if self.num_workers else None,
             multiprocessing_context="forkserver" if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -219,9 +220,11 @@ class PackedDataModule(L.LightningDataModule):
         )
 
 
-def _one_thread(_: int) -> None:
-    """Workers share the cores with training: one thread each."""
+def _start_worker(_: int) -> None:
+    """Workers share the cores with training: one thread each. Signals to the whole job are the main process's business."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

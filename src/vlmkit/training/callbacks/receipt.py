@@ -32,6 +32,7 @@ class GradientReceipt(Callback):
     def __init__(self, *, steps_with_media: int) -> None:
         self.steps_with_media = steps_with_media
         self.norms: dict[str, float] = {}
+        self.frozen: dict[str, int] = {}
         self.silent: set[str] = set()
         self.seen = 0
         self.has_media = False
@@ -63,6 +64,8 @@ class GradientReceipt(Callback):
         if not self.silent or self.seen >= self.steps_with_media:
             return
         assert isinstance(pl_module, TrainingModule)
+        if pl_module.skip_step:
+            return
         for group in pl_module.groups:
             for name, parameter in group.parameters:
                 if parameter.grad is None:
