@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from tests.training.conftest import environment
 from vlmkit.config import conf_dir, options_of
 
-COMMANDS = ("train", "assemble", "eval", "convert")
+COMMANDS = ("train", "check", "assemble", "eval", "convert")
 USED = {
     "train": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
+    "check": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
     "assemble": ("model",),
     "eval": ("model", "backend"),
     "convert": (),

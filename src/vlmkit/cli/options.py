@@ -12,7 +12,7 @@ import yaml
 
 from vlmkit.config import conf_dir
 
-COMMANDS = ("train", "assemble", "eval", "convert")
+COMMANDS = ("train", "check", "assemble", "eval", "convert")
 GROUPS = ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "backend", "eval")
 _HEAD = ["| option | default | meaning |", "| --- | --- | --- |"]
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w@/]+):(?P<value>[^#]*?)(?:\s+#\s*(?P<meaning>.*))?$")

@@ -20,6 +20,7 @@ from vlmkit.data.manifest import resolve_sources
 from vlmkit.data.overlong import OVERLONG, Overlong
 from vlmkit.data.packing import Budget
 from vlmkit.data.plan import Order, Plan, PlanRows, make_plan, rows_over
+from vlmkit.data.workers import settle_worker
 from vlmkit.errors import ConfigError, DataError
 from vlmkit.processing.encode import Pixels
 from vlmkit.processing.media import PixelBudget
@@ -220,9 +221,9 @@ class PackedDataModule(L.LightningDataModule):
         )
 
 
-def _start_worker(_: int) -> None:
-    """Workers share the cores with training: one thread each. Signals to the whole job are the main process's business."""
-    torch.set_num_threads(1)
+def _start_worker(number: int) -> None:
+    """A worker as every one is; and signals to the whole job are the main process's business."""
+    settle_worker(number)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 

@@ -41,14 +41,19 @@ class PackDataset(Dataset[Batch]):
         Raises:
             DataError: a row cannot be read, or no longer has the tokens that it was counted with.
         """
-        samples = [self._encode(row) for row in slot.rows]
+        samples = [self.sample(row) for row in slot.rows]
         sources = tuple(int(self.index.source[row]) for row in slot.rows)
         info = PackInfo(
             pack=slot.pack, rows=slot.rows, sources=sources, step_supervised_tokens=slot.step_supervised_tokens
         )
         return pack_samples(samples, self.processor, info)
 
-    def _encode(self, row: int) -> Sample:
+    def sample(self, row: int) -> Sample:
+        """Encode a row as it is trained.
+
+        Raises:
+            DataError: as `__getitem__`.
+        """
         conversation, processor = self.index.conversation(row), self.processors[int(self.index.source[row])]
         counted = int(self.index.num_tokens[row])
         if (place := self.fits.place(row)) is not None:

@@ -144,6 +144,26 @@ class Assembly:
         }
         return VLM(model=model, processor_source=self.processor_source, report=report, provenance=provenance)
 
+    def skeleton(self) -> Qwen3VLForConditionalGeneration:
+        """The model that `build` would make, on the meta device.
+
+        Configs, tokenizers, and the names and shapes of all tensors are checked against the files' headers; no weight
+        is read.
+
+        Raises:
+            AssemblyError: the parts do not fit; a tensor is missing or has another shape.
+            CheckpointError: files are missing or damaged.
+        """
+        places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
+        config, _ = self._merged(places, torch.float32)
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration(config)
+        readers = {part: TensorReader(places[part]) for part in ("vision_encoder", "language_model")}
+        for name in _wanted(model):
+            self._find(model, name, readers)
+        model.tie_weights()
+        return model
+
     def prove(self, vlm: VLM) -> None:
         """Compare with the sources, in fp32: the language model's logits on text, the vision encoder's features.
 
@@ -216,17 +236,9 @@ class Assembly:
     def _fill(self, model: nn.Module, name: str, readers: dict[str, TensorReader], dtype: torch.dtype) -> TensorOrigin:
         """Put one tensor into the model and say where it came from."""
         shape = list(model.get_parameter(name).shape)
-        part = "vision_encoder" if name.startswith("model.visual.") else "language_model"
-        reader = readers[part]
-        there = _name_in(reader, name)
-        if there is None:
-            raise AssemblyError(
-                f"model.{part}: {getattr(self, part)} has no tensor for {name}. It is not the model its config describes."
-            )
+        part, reader, there = self._find(model, name, readers)
         found = reader.shape(there)
         origin: Origin = "copied"
-        if found != shape and not (_is_merger_output(name) and found[1:] == shape[1:]):
-            raise AssemblyError(f"model.{part}: tensor {there} has shape {found}, the model needs {shape}.")
         if _is_merger_output(name) and self.merger_init == "random":
             tensor, origin = self._drawn(name, shape), "new"
         elif found == shape:
@@ -239,6 +251,21 @@ class Assembly:
         setattr(owner, leaf, nn.Parameter(tensor, requires_grad=True))
         source = "" if origin == "new" else f"{part}:{reader.file(there)}:{there}"
         return TensorOrigin(name=name, shape=tuple(shape), origin=origin, source=source, sha256=tensor_hash(tensor))
+
+    def _find(self, model: nn.Module, name: str, readers: dict[str, TensorReader]) -> tuple[str, TensorReader, str]:
+        """The part that a tensor comes from, its files, and its name there."""
+        shape = list(model.get_parameter(name).shape)
+        part = "vision_encoder" if name.startswith("model.visual.") else "language_model"
+        reader = readers[part]
+        there = _name_in(reader, name)
+        if there is None:
+            raise AssemblyError(
+                f"model.{part}: {getattr(self, part)} has no tensor for {name}. It is not the model its config describes."
+            )
+        found = reader.shape(there)
+        if found != shape and not (_is_merger_output(name) and found[1:] == shape[1:]):
+            raise AssemblyError(f"model.{part}: tensor {there} has shape {found}, the model needs {shape}.")
+        return part, reader, there
 
     def _cropped(self, name: str, source: Tensor, shape: list[int]) -> tuple[Tensor, Origin]:
         if len(source) >= shape[0]:
@@ -325,17 +352,9 @@ class WholeCheckpoint:
             AssemblyError: it is of another family.
             CheckpointError: files are missing or damaged.
         """
-        place = resolve(self.path, key="model.path")
-        config = _read_config(place)
-        if config.model_type != "qwen3_vl":
-            raise AssemblyError(f"model.path: {self.path} is a {config.model_type}; supported: qwen3_vl.")
-        with torch.device("meta"):
-            model = Qwen3VLForConditionalGeneration(config)
-        reader = TensorReader(place)
+        model, reader = self._on_meta()
         for name in _wanted(model):
-            there = _name_in(reader, name)
-            if there is None or reader.shape(there) != list(model.get_parameter(name).shape):
-                raise AssemblyError(f"model.path: {self.path} has no tensor of the right shape for {name}.")
+            there = self._find(model, name, reader)
             module, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(module), leaf, nn.Parameter(reader.read(there).to(dtype)))
         for part in ("vision_encoder", "language_model"):
@@ -343,13 +362,41 @@ class WholeCheckpoint:
         model.tie_weights()
         restore_rotary_buffers(model)
         model.eval()
-        _take_generation_config(model, place)
+        _take_generation_config(model, reader.directory)
         return VLM(
             model=model,
             processor_source=self.processor_source,
             report=None,
             provenance={"sources": {"path": self.path}, "dtype": str(dtype)},
         )
+
+    def skeleton(self) -> Qwen3VLForConditionalGeneration:
+        """The model on the meta device: names and shapes of all tensors are checked, no weight is read.
+
+        Raises:
+            AssemblyError: it is of another family, or a tensor is missing or has another shape.
+            CheckpointError: files are missing or damaged.
+        """
+        model, reader = self._on_meta()
+        for name in _wanted(model):
+            self._find(model, name, reader)
+        model.tie_weights()
+        return model
+
+    def _on_meta(self) -> tuple[Qwen3VLForConditionalGeneration, TensorReader]:
+        place = resolve(self.path, key="model.path")
+        config = _read_config(place)
+        if config.model_type != "qwen3_vl":
+            raise AssemblyError(f"model.path: {self.path} is a {config.model_type}; supported: qwen3_vl.")
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration(config)
+        return model, TensorReader(place)
+
+    def _find(self, model: nn.Module, name: str, reader: TensorReader) -> str:
+        there = _name_in(reader, name)
+        if there is None or reader.shape(there) != list(model.get_parameter(name).shape):
+            raise AssemblyError(f"model.path: {self.path} has no tensor of the right shape for {name}.")
+        return there
 
 
 def resolve(source: str, *, key: str) -> Path:

