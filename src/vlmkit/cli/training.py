@@ -16,10 +16,12 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vlmkit import __version__
+from vlmkit.batch import Batch
+from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
+from vlmkit.cli.telling import end_table, make_loggers
 from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.errors import CheckpointError, ConfigError, Interrupted
@@ -29,6 +31,7 @@ from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
 from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
+from vlmkit.pages.curves import draw_curves
 from vlmkit.processing.processor import Processor, load_processor
 from vlmkit.storage import is_full, written_aside
 from vlmkit.training.callbacks.checkpointer import Checkpointer
@@ -36,9 +39,11 @@ from vlmkit.training.callbacks.guard import GuardSettings, LossGuard
 from vlmkit.training.callbacks.receipt import GradientReceipt
 from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.callbacks.summary import GroupTable
+from vlmkit.training.flops import FlopCount, count_flops, peak_flops
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
 from vlmkit.training.state import RunState, find_checkpoint, newest_checkpoint, read_state
+from vlmkit.training.steplines import read_lines
 
 TAKEN_OVER = ("data", "model")
 _OURS = ("attn_implementation", "gradient_checkpointing")
@@ -109,7 +114,8 @@ def _train(config: DictConfig, run_dir: Path) -> None:
     report = make_report(run, watchers, time.perf_counter() - started)
     with written_aside(run_dir / "report.json") as aside:
         aside.write_text(json.dumps(report, indent=1, default=str) + "\n")
-    print(describe_end(report, watchers.log, run_dir))
+    draw_curves(read_lines(run_dir / "train.jsonl"), read_lines(run_dir / "validation.jsonl"), run_dir / "curves.png")
+    print(end_table(report, trained_groups(module), run_dir))
 
 
 @contextmanager
@@ -169,6 +175,7 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
     """
     if not config.init_from:
         return config
+    check_allowed(OmegaConf.to_container(config.get("init_allow") or OmegaConf.create([])))
     place = Path(config.init_from).expanduser()
     if chosen_by_user("model"):
         raise ConfigError(
@@ -181,6 +188,7 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
         )
     if weights != place:
         saved = read_config(place)
+        check_assembly(saved.model, _OURS)
         config = taken_over(config, saved, TAKEN_OVER)
         print(
             f"Taken over from {place}: data={saved.choices['data']}, model={saved.choices['model']}, unless overridden."
@@ -201,7 +209,11 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
     source = model_source(config.model)
     data = build(config.data, PackedDataModule)
     checkpoint = find_checkpoint(str(config.resume_from), run_dir) if config.resume_from else None
-    loggers = [build(node, cast(Any, Logger)) for node in config.logger.values() if node]
+    processor = load_processor(source.processor_source, budget=data.budget)
+    if config.init_from:
+        for difference in check_contract(Path(config.model.path), processor, config.get("init_allow") or []):
+            print(f"Allowed by init_allow: {difference}")
+    loggers = make_loggers(config.logger)
     flags = {name: value for name, value in config.trainer.items() if name not in ("max_epochs", "max_steps")}
     trainer = build(
         OmegaConf.create(flags),
@@ -221,7 +233,7 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         run_dir=run_dir,
         source=source,
         data=data,
-        processor=load_processor(source.processor_source, budget=data.budget),
+        processor=processor,
         freeze=build(config.freeze, FreezePolicy),
         state=read_state(checkpoint) if checkpoint else None,
         checkpoint=checkpoint,
@@ -317,6 +329,13 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         first = int(inside.argmax())
         return current + (consumed - first) / max(1, int(inside.sum()))
 
+    counts: list[FlopCount] = []
+
+    def flops_of(batch: Batch) -> float:
+        if not counts:
+            counts.append(count_flops(module.packed.hf, run.freeze))
+        return counts[0](batch)
+
     step_log = StepLog(
         path=run.run_dir / "train.jsonl",
         every_n_steps=log.every_n_steps,
@@ -324,6 +343,8 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         source_names=[source.name for source in data.sources],
         epoch_at=epoch_at,
         progress=log.progress,
+        flops_of=flops_of,
+        peak_flops=peak_flops(run.trainer.strategy.root_device, str(run.config.trainer.precision)),
     )
     guard = LossGuard(
         run_dir=run.run_dir,
@@ -344,6 +365,14 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
     # when a checkpoint is there, so is its line.
     cast(Any, run.trainer).callbacks.extend([GroupTable(), guard, *configured, step_log, checkpointer])
     return Watchers(log=step_log, guard=guard, checkpointer=checkpointer)
+
+
+def trained_groups(module: TrainingModule) -> dict[str, tuple[int, float]]:
+    """Parameters and learning rate of each part that is trained, its groups with and without decay together."""
+    found: dict[str, tuple[int, float]] = {}
+    for group in module.groups:
+        found[group.part] = (found.get(group.part, (0, 0.0))[0] + group.num_parameters, group.lr)
+    return found
 
 
 def load_trained(module: TrainingModule, checkpoint: Path | None) -> None:
@@ -398,23 +427,3 @@ def describe_data(run: Run) -> str:
         + (f", resumed from {run.checkpoint}" if run.checkpoint else "")
         + f"; attention by {kernel}."
     )
-
-
-def describe_end(report: dict[str, Any], step_log: StepLog, run_dir: Path) -> str:
-    """What was trained, on how much, how fast, and where it lies."""
-    last, totals = step_log.last, report["trained_on"]
-    lines = [f"Trained {report['steps']} steps in {report['seconds']:.0f} s"]
-    if last:
-        lines.append(
-            f"  loss {last['loss']:.4f}; {totals['samples']:,} samples, {totals['tokens']:,} tokens, {totals['supervised_tokens']:,} supervised"
-        )
-        lines.append(
-            f"  {last['tokens_per_second']:,.0f} tokens/s, {last['data_wait']:.1%} of the time waiting for data"
-        )
-    lines += [
-        f"  model    {run_dir / 'hf'} (reopened with plain transformers: same tensors, logits and text)",
-        f"  log      {run_dir / 'train.jsonl'}",
-        f"  report   {run_dir / 'report.json'}",
-        f"Next: vlmkit-eval ckpt={run_dir}",
-    ]
-    return "\n".join(lines)

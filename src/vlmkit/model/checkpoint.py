@@ -90,7 +90,8 @@ def describe(
         "provenance": provenance,
         "tensors": {name: tensor_hash(tensor) for name, tensor in _saved_tensors(model).items()},
         "processor": processor.fingerprint,
-        "template": hashlib.sha256(processor.hf.chat_template.encode()).hexdigest(),
+        "template": processor.template_hash,
+        "tokenizer": processor.tokenizer_hash,
         "pixel_limits": processor.limits(),
         "versions": {"vlmkit": __version__, "transformers": transformers_version, "torch": torch.__version__},
     }
@@ -100,7 +101,7 @@ def read_provenance(directory: Path) -> dict[str, Any] | None:
     """Content of `vlmkit.json`; None where the directory is not ours.
 
     Raises:
-        CheckpointError: another version wrote it.
+        CheckpointError: another version wrote it, or its tensors are named in another way.
     """
     path = directory / PROVENANCE_FILE
     if not path.is_file():
@@ -108,6 +109,12 @@ def read_provenance(directory: Path) -> dict[str, Any] | None:
     content = json.loads(path.read_text())
     if content.get("schema") != SCHEMA:
         raise CheckpointError(f"{path}: its schema is {content.get('schema')!r}, this version reads {SCHEMA!r}.")
+    if (layout := content.get("key_layout")) != KEY_LAYOUT:
+        raise CheckpointError(
+            f"{path}: its tensors are named as {layout!r} names them (written with transformers "
+            f"{content.get('versions', {}).get('transformers')}); this vlmkit knows {KEY_LAYOUT!r}. Export them again with the "
+            "versions that wrote them, or read them with a vlmkit that knows this layout."
+        )
     return content
 
 

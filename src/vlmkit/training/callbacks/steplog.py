@@ -19,6 +19,8 @@ from vlmkit.training.optim import Group
 from vlmkit.training.steplines import append_line, cut_back, read_lines
 
 SCHEMA = "vlmkit.train/1"
+DATA_WAIT_SHOWN = 0.05
+"""Share of the time spent waiting for data above which it is said in words."""
 
 
 class StepLog(Callback):
@@ -34,6 +36,8 @@ class StepLog(Callback):
         source_names: Names of the manifests, by number.
         epoch_at: Epoch (a fraction) after so many steps.
         progress: Show a bar.
+        flops_of: Model FLOPs of a batch; for the share of the device's peak that is used.
+        peak_flops: Of one device, per second; None where it is not known.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class StepLog(Callback):
         source_names: list[str],
         epoch_at: Callable[[int], float],
         progress: bool,
+        flops_of: Callable[[Batch], float] | None = None,
+        peak_flops: float | None = None,
     ) -> None:
         self.path = path
         self.every_n_steps = every_n_steps
@@ -52,6 +58,9 @@ class StepLog(Callback):
         self.source_names = source_names
         self.epoch_at = epoch_at
         self.progress = progress
+        self.flops_of = flops_of
+        self.peak_flops = peak_flops
+        self.warned = False
         self.totals = {"supervised_tokens": 0, "tokens": 0, "patches": 0, "samples": 0}
         self.last: dict[str, Any] = {}
 
@@ -113,8 +122,8 @@ class StepLog(Callback):
     def _reset(self) -> None:
         num_sources = len(self.source_names)
         self.counts = torch.zeros(
-            4 + num_sources, dtype=torch.float64
-        )  # tokens, patches, samples, supervised; by source
+            5 + num_sources, dtype=torch.float64
+        )  # tokens, patches, samples, supervised, FLOPs; supervised by source
         self.losses = torch.zeros(num_sources, dtype=torch.float64, device=self.device)
         self.unusable = torch.zeros(num_sources, dtype=torch.float64, device=self.device)  # NaN or infinite: no mean
         self.waited = 0.0
@@ -124,15 +133,16 @@ class StepLog(Callback):
             return
         patches = sum(batch["vision_seqlens"]) if batch["num_media"] else 0
         supervised = len(batch["targets"])
-        self.counts[:4] += torch.tensor(
-            [sum(batch["seqlens"]), patches, len(batch["rows"]), supervised], dtype=torch.float64
+        flops = self.flops_of(batch) if self.flops_of is not None and self.peak_flops else 0.0
+        self.counts[:5] += torch.tensor(
+            [sum(batch["seqlens"]), patches, len(batch["rows"]), supervised, flops], dtype=torch.float64
         )
         sources = (
             torch.tensor(batch["sources"])[batch["target_samples"].cpu()]
             if supervised
             else torch.empty(0, dtype=torch.int64)
         )
-        self.counts[4:] += torch.bincount(sources, minlength=len(self.source_names))
+        self.counts[5:] += torch.bincount(sources, minlength=len(self.source_names))
         sources, usable = sources.to(self.device), token_losses.isfinite()
         self.losses.index_add_(0, sources, torch.where(usable, token_losses, 0).to(self.losses.dtype))
         self.unusable.index_add_(0, sources, (~usable).to(self.unusable.dtype))
@@ -145,7 +155,7 @@ class StepLog(Callback):
             self.totals[name] += value
         by_source = {
             name: loss / (count - lost)
-            for name, loss, count, lost in zip(self.source_names, losses, counts[4:], unusable, strict=True)
+            for name, loss, count, lost in zip(self.source_names, losses, counts[5:], unusable, strict=True)
             if count > lost
         }
         elapsed = now - self.mark
@@ -162,10 +172,12 @@ class StepLog(Callback):
             "samples": samples,
             "tokens_per_second": tokens / elapsed,
             "data_wait": self.waited / elapsed,
+            "mfu": counts[4] / elapsed / (self.peak_flops * trainer.world_size) if self.peak_flops else None,
             "seconds": now - self.started,
             "loss_by_source": by_source,
         }
         self._tell(trainer)
+        self._warn(trainer)
         self.mark = now
         self._reset()
 
@@ -186,6 +198,17 @@ class StepLog(Callback):
             self.bar.set_postfix_str(f"loss {self.last['loss']:.4f}, {speed:,.0f} tok/s, data wait {wait:.0%}")
         for logger in trainer.loggers:
             logger.log_metrics(_flat(self.last), step=self.step)
+
+    def _warn(self, trainer: L.Trainer) -> None:
+        """Say once, in words, that the data is what one waits for; the first line counts the start of the workers."""
+        share = self.last["data_wait"]
+        if self.warned or share <= DATA_WAIT_SHOWN or self.mark == self.started or not trainer.is_global_zero:
+            return
+        self.warned = True
+        tqdm.write(
+            f"Step {self.step}: {share:.0%} of the time since the last line went into waiting for data. Raise data.num_workers, "
+            "put the media on a faster disk, or lower data.image_max_pixels; data_wait in train.jsonl tells how it goes on."
+        )
 
 
 def grad_norms(groups: list[Group]) -> dict[str, Tensor]:
