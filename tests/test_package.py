@@ -45,6 +45,10 @@ def test_the_wheel_holds_every_yaml_and_the_type_marker(unpacked):
     for name, path in yamls.items():
         assert (unpacked / "vlmkit" / "conf" / name).read_bytes() == path.read_bytes()
     assert (unpacked / "vlmkit" / "py.typed").is_file()
+    assets = list((REPOSITORY / "src" / "vlmkit" / "pages" / "assets").iterdir())
+    assert len(assets) > 10
+    for path in assets:
+        assert (unpacked / "vlmkit" / "pages" / "assets" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_the_commands_use_the_wheel_s_configuration_from_any_directory(unpacked, tmp_path):

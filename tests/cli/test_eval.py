@@ -46,6 +46,7 @@ def test_a_killed_evaluation_goes_on_and_equals_a_whole_one(model, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output = run("eval", f"ckpt={model}", f"output_dir={whole}", "max_samples_per_benchmark=64", *QUICK)
     assert "text only guesser" in output
+    assert (whole / "report.html").stat().st_size > 50_000
     process = start("eval", f"ckpt={model}", f"output_dir={killed}", "max_samples_per_benchmark=64", *QUICK)
     path = killed / "shapes" / "records.jsonl"
     while not path.exists() or not path.stat().st_size:

@@ -15,12 +15,14 @@ from omegaconf import OmegaConf
 from tests.training.conftest import environment
 from vlmkit.config import conf_dir, options_of
 
-COMMANDS = ("train", "check", "assemble", "eval", "convert")
+COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert")
 USED = {
     "train": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
     "check": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
+    "inspect": ("model", "data", "freeze", "stage"),
     "assemble": ("model",),
     "eval": ("model", "backend"),
+    "compare": (),
     "convert": (),
 }
 """The groups of each command."""

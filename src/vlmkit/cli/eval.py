@@ -44,6 +44,7 @@ def _evaluate(config: DictConfig, benchmarks: list[Benchmark], directory: Path |
     from vlmkit.evaluation.report import table, write_reports
     from vlmkit.evaluation.runner import RunSettings, run_benchmark, score_records
     from vlmkit.generation.backend import GenerationBackend, GenerationParams
+    from vlmkit.pages.report import write_report
 
     try:
         params = GenerationParams(max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
@@ -65,8 +66,16 @@ def _evaluate(config: DictConfig, benchmarks: list[Benchmark], directory: Path |
         found = {one.name: run_benchmark(one, backend, settings) for one in benchmarks}
     figures = {one.name: aggregate(one, found[one.name]) for one in benchmarks}
     summary = write_reports(output_dir, checkpoint=checkpoint, benchmarks=figures)
+    page = write_report(
+        output_dir,
+        checkpoint=checkpoint,
+        figures=figures,
+        records=found,
+        benchmarks=benchmarks,
+        max_pictures=config.report_pictures,
+    )
     print(table(figures))
-    print(f"\nEvery answer: {output_dir}/<benchmark>/records.jsonl; figures: {summary}")
+    print(f"\nEvery answer: {page} and {output_dir}/<benchmark>/records.jsonl; figures: {summary}")
 
 
 def _benchmark(node: DictConfig, config: DictConfig) -> Benchmark:

@@ -12,7 +12,7 @@ import yaml
 
 from vlmkit.config import conf_dir
 
-COMMANDS = ("train", "check", "assemble", "eval", "convert")
+COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert")
 GROUPS = ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "backend", "eval")
 _HEAD = ["| option | default | meaning |", "| --- | --- | --- |"]
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w@/]+):(?P<value>[^#]*?)(?:\s+#\s*(?P<meaning>.*))?$")
@@ -84,11 +84,18 @@ def _default_choice(group: str) -> tuple[str, list[str]]:
     """Which option of a group stands in the defaults, and the commands that use the group."""
     first, commands = "", list[str]()
     for command in COMMANDS:
-        for match in _CHOICE.finditer((conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")):
+        for match in _CHOICE.finditer(_with_included(command)):
             if match["group"] == group and not (match["meaning"] or "").startswith("not used"):
                 first = match["option"]
                 commands.append(command)
     return first, commands
+
+
+def _with_included(command: str) -> str:
+    """The text of a command's yaml, and of the one that it begins with (`- train`)."""
+    text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
+    included = re.search(r"^  - ([a-z]+)\s*(?:#.*)?$", text, flags=re.MULTILINE)
+    return f"{text}\n{_with_included(included[1])}" if included else text
 
 
 def _rows(found: list[Setting], *, first: str) -> list[str]:

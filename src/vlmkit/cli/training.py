@@ -209,7 +209,7 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
     source = model_source(config.model)
     data = build(config.data, PackedDataModule)
     checkpoint = find_checkpoint(str(config.resume_from), run_dir) if config.resume_from else None
-    processor = load_processor(source.processor_source, budget=data.budget)
+    processor = load_processor(source.processor_source, budget=data.budget, reading=data.reading)
     if config.init_from:
         for difference in check_contract(Path(config.model.path), processor, config.get("init_allow") or []):
             print(f"Allowed by init_allow: {difference}")

@@ -25,6 +25,7 @@ from vlmkit.errors import ConfigError, DataError
 from vlmkit.processing.encode import Pixels
 from vlmkit.processing.media import PixelBudget
 from vlmkit.processing.processor import Processor
+from vlmkit.processing.video import ReaderName, VideoReading
 
 
 class PackedDataModule(L.LightningDataModule):
@@ -38,6 +39,7 @@ class PackedDataModule(L.LightningDataModule):
         limit: Only the first so many rows, of all sources together and in their order.
         image_min_pixels, image_max_pixels, video_min_pixels, video_max_pixels, video_fps, video_max_frames: See
             `PixelBudget`.
+        video_reader, media_timeout_seconds: See `VideoReading`.
         max_tokens: Longest row; media tokens are never cut.
         overlong: What happens to a longer one: `error`, `drop`, `shrink_media` or `drop_turns`.
         on_bad_row: `error`, or `skip` (counted in `report.json`).
@@ -66,6 +68,8 @@ class PackedDataModule(L.LightningDataModule):
         video_max_pixels: int | None,
         video_fps: float | None,
         video_max_frames: int | None,
+        video_reader: ReaderName,
+        media_timeout_seconds: float | None,
         max_tokens: int | None,
         overlong: Overlong,
         on_bad_row: OnBadRow,
@@ -98,6 +102,7 @@ class PackedDataModule(L.LightningDataModule):
             video_fps=video_fps,
             video_max_frames=video_max_frames,
         )
+        self.reading = VideoReading(reader=video_reader, timeout_seconds=media_timeout_seconds)
         self.max_tokens = max_tokens
         self.overlong: Overlong = overlong
         self.on_bad_row: OnBadRow = on_bad_row

@@ -38,6 +38,8 @@ def shapes_datamodule(**settings: Any) -> PackedDataModule:
         video_max_pixels=None,
         video_fps=None,
         video_max_frames=None,
+        video_reader="auto",
+        media_timeout_seconds=None,
         overlong="error",
         on_bad_row="error",
         **settings,

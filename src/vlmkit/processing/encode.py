@@ -177,7 +177,7 @@ def layout(part: ImagePart | VideoPart, processor: Processor) -> MediumLayout:
     """
     if isinstance(part, ImagePart):
         return MediumLayout(grid=processor.image_grid(*image_size(part)))
-    header = video_header(part)
+    header = video_header(part, processor.reading)
     frames, fps = _sample_frames(header.num_frames, header.fps, processor)
     pair = processor.geometry.temporal_patch_size
     padded = frames + [frames[-1]] * (-len(frames) % pair)
@@ -321,7 +321,11 @@ def _patches(part: ImagePart | VideoPart, place: MediumLayout, processor: Proces
     import torch
 
     geometry = processor.geometry
-    frames = load_image(part)[None] if isinstance(part, ImagePart) else load_frames(part, list(place.frames))
+    frames = (
+        load_image(part)[None]
+        if isinstance(part, ImagePart)
+        else load_frames(part, list(place.frames), processor.reading)
+    )
     _, rows, columns = place.grid
     height, width = rows * geometry.patch_size, columns * geometry.patch_size
     frames = _resize(frames, height, width)

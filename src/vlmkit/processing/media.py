@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vlmkit.conversation import ImagePart, VideoPart
 from vlmkit.errors import DataError
-from vlmkit.processing.video import VideoHeader, read_frames, read_header
+from vlmkit.processing.video import VideoHeader, VideoReading
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -171,7 +171,7 @@ def _decode(image: Image.Image, part: ImagePart) -> Tensor:
         ) from error
 
 
-def video_header(part: VideoPart) -> VideoHeader:
+def video_header(part: VideoPart, reading: VideoReading) -> VideoHeader:
     """Number of frames, frame rate and size of a video, from its container (or its first frame's header).
 
     Raises:
@@ -179,7 +179,7 @@ def video_header(part: VideoPart) -> VideoHeader:
     """
     if isinstance(part.source, Path):
         _check_exists(part.source, "video")
-        header = read_header(part.source)
+        header = reading.header(part.source)
     else:
         if not part.source:
             raise DataError("a video lists no frames. Name its frames or drop the row.", reason="empty_media")
@@ -194,7 +194,7 @@ def video_header(part: VideoPart) -> VideoHeader:
     return header
 
 
-def load_frames(part: VideoPart, indices: list[int]) -> Tensor:
+def load_frames(part: VideoPart, indices: list[int], reading: VideoReading) -> Tensor:
     """Decode some frames of a video.
 
     Returns:
@@ -206,7 +206,7 @@ def load_frames(part: VideoPart, indices: list[int]) -> Tensor:
     import torch
 
     if isinstance(part.source, Path):
-        return read_frames(part.source, indices)
+        return reading.frames(part.source, indices)
     return torch.stack([load_image(ImagePart(part.source[index])) for index in indices])
 
 

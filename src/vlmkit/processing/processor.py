@@ -15,6 +15,7 @@ from typing import Any
 
 from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.processing.media import PixelBudget
+from vlmkit.processing.video import VideoReading
 
 PIXEL_LIMITS = ("image_min_pixels", "image_max_pixels", "video_min_pixels", "video_max_pixels")
 """Names of the limits that a source of data may have for itself."""
@@ -48,15 +49,24 @@ class Processor:
     Attributes:
         hf: The Hugging Face processor (`Qwen3VLProcessor`), its sizes changed to the budget.
         geometry: How images are cut.
+        reading: How videos are read.
         image_token_id, video_token_id: What stands in `input_ids` for each visual token.
         shapes: What the template writes around texts, by the shape of a conversation; kept by `supervision`.
         encodings: Very short texts as tokenised; kept by `encode`.
         pixel_mean, pixel_std: Per channel, in units of a byte: normalised = (byte - mean) / std.
     """
 
-    def __init__(self, hf: Any, *, positions_per_side: int, budget: PixelBudget | None = None) -> None:
+    def __init__(
+        self,
+        hf: Any,
+        *,
+        positions_per_side: int,
+        budget: PixelBudget | None = None,
+        reading: VideoReading | None = None,
+    ) -> None:
         image, video = hf.image_processor, hf.video_processor
         self.hf = hf
+        self.reading = reading or VideoReading()
         self.shapes: dict[Hashable, object] = {}
         self.encodings: dict[str, Any] = {}
         self.geometry = VisionGeometry(
@@ -208,7 +218,11 @@ class Processor:
 
 
 def load_processor(
-    source: str | Path, *, budget: PixelBudget | None = None, positions_per_side: int | None = None
+    source: str | Path,
+    *,
+    budget: PixelBudget | None = None,
+    positions_per_side: int | None = None,
+    reading: VideoReading | None = None,
 ) -> Processor:
     """Read the processor of a checkpoint.
 
@@ -216,6 +230,7 @@ def load_processor(
         source: Local directory or hub id.
         budget: Pixel limits; what is None in it stays as the checkpoint says.
         positions_per_side: Side of the learned position grid; by default from the checkpoint's `config.json`.
+        reading: How videos are read; None: by what there is, with a limit of a minute.
 
     Raises:
         CheckpointError: there is no processor, or it is not Qwen3-VL's.
@@ -241,7 +256,7 @@ def load_processor(
     if not hf.chat_template:
         raise CheckpointError(f"model.processor: {str(source)!r} has no chat template, so nothing could be rendered.")
     try:
-        return Processor(hf, positions_per_side=positions_per_side, budget=budget)
+        return Processor(hf, positions_per_side=positions_per_side, budget=budget, reading=reading)
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
 

@@ -1,140 +1,117 @@
-"""Video readers behind two functions: what a container says, and some of its frames."""
+"""Videos for whoever asks: a reader chosen by name or by what there is, stopped where it hangs, errors for the user."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vlmkit.errors import ConfigError, DataError
+from vlmkit.processing.readers import READERS, ReadError, VideoHeader, VideoReader
+from vlmkit.processing.reading import ReadingProcess, ReadTimeout
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+ReaderName = Literal["auto", "decord", "torchcodec", "pyav"]
+T = TypeVar("T")
+_INSTALL = {
+    "decord": "pip install decord",
+    "torchcodec": "pip install torchcodec, and FFmpeg's libraries by your system's package manager",
+    "pyav": "pip install av",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
-class VideoHeader:
-    """What a container says about its video stream.
+class VideoReading:
+    """How videos are read.
 
     Attributes:
-        num_frames: Frames in the stream.
-        fps: Frames per second; None for a list of frames, which are taken as sampled already.
-        height: Pixels.
-        width: Pixels.
+        reader: `auto` takes the first of `READERS` that works here.
+        timeout_seconds: A read that takes longer is stopped, and its row is bad. None reads in this very process, where
+            a library that hangs hangs the run.
     """
 
-    num_frames: int
-    fps: float | None
-    height: int
-    width: int
+    reader: ReaderName = "auto"
+    timeout_seconds: float | None = 60.0
 
+    def __post_init__(self) -> None:
+        if self.reader not in ("auto", *READERS):
+            raise ValueError(f"data.video_reader must be one of auto, {', '.join(READERS)}, got {self.reader!r}")
+        if self.timeout_seconds is not None and self.timeout_seconds <= 0:
+            raise ValueError(f"data.media_timeout_seconds must be positive, or null, got {self.timeout_seconds}")
 
-def read_header(path: Path) -> VideoHeader:
-    """Open the container and describe its first video stream.
+    def header(self, path: Path) -> VideoHeader:
+        """Open the container and describe its first video stream.
 
-    Raises:
-        DataError: the file is no video, or holds no frame.
-    """
-    header = _decord_header(path) if _has("decord") else _av_header(path)
-    if header.num_frames < 1:
-        raise DataError(f"video {str(path)!r} holds no frame. Replace the file or drop the row.", reason="empty_media")
-    return header
-
-
-def read_frames(path: Path, indices: list[int]) -> Tensor:
-    """Decode the frames at `indices` (ascending).
-
-    Returns:
-        (len(indices), 3, height, width) uint8.
-
-    Raises:
-        DataError: the file cannot be decoded at these frames.
-    """
-    return _decord_frames(path, indices) if _has("decord") else _av_frames(path, indices)
-
-
-def _has(module: str) -> bool:
-    return find_spec(module) is not None
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"video {str(path)!r} cannot be read ({_first_line(error)}). Replace the file or drop the row.",
-        reason="unreadable_media",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _decord_reader(path: Path) -> Any:
-    import decord
-
-    try:
-        return decord.VideoReader(str(path), num_threads=1)
-    except (decord.DECORDError, RuntimeError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _decord_header(path: Path) -> VideoHeader:
-    reader = _decord_reader(path)
-    if len(reader) == 0:
-        return VideoHeader(num_frames=0, fps=None, height=1, width=1)
-    height, width = reader[0].shape[:2]
-    return VideoHeader(num_frames=len(reader), fps=float(reader.get_avg_fps()), height=height, width=width)
-
-
-def _decord_frames(path: Path, indices: list[int]) -> Tensor:
-    import decord
-    import torch
-
-    reader = _decord_reader(path)
-    try:
-        frames = reader.get_batch(indices).asnumpy()
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
-        raise _unreadable(path, error) from error
-    return torch.from_numpy(frames).permute(0, 3, 1, 2)
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise ConfigError("Reading videos needs decord or PyAV, and neither is installed: pip install av.") from error
-    return av
-
-
-def _av_header(path: Path) -> VideoHeader:
-    av = _av()
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise _unreadable(path, ValueError("no video stream"))
-            stream = container.streams.video[0]
-            num_frames = stream.frames or sum(1 for _ in container.decode(stream))
-            return VideoHeader(
-                num_frames=num_frames, fps=float(stream.average_rate), height=stream.height, width=stream.width
+        Raises:
+            DataError: the file is no video, holds no frame, or cannot be read in time.
+            ConfigError: there is no reader.
+        """
+        header = self._read(path, lambda reader: reader.header(path))
+        if header.num_frames < 1:
+            raise DataError(
+                f"video {str(path)!r} holds no frame. Replace the file or drop the row.", reason="empty_media"
             )
-    except av.FFmpegError as error:
-        raise _unreadable(path, error) from error
+        return header
+
+    def frames(self, path: Path, indices: list[int]) -> Tensor:
+        """Decode the frames at `indices` (ascending).
+
+        Returns:
+            (len(indices), 3, height, width) uint8.
+
+        Raises:
+            DataError: the file cannot be decoded at these frames, or not in time.
+            ConfigError: there is no reader.
+        """
+        import torch
+
+        frames = self._read(path, lambda reader: reader.frames(path, indices))
+        return torch.from_numpy(frames if frames.flags.writeable else frames.copy()).permute(0, 3, 1, 2)
+
+    def _read(self, path: Path, ask: Callable[[VideoReader], T]) -> T:
+        name = choose_reader(self.reader)
+        try:
+            return ask(_reader(name, self.timeout_seconds))
+        except ReadError as error:
+            raise DataError(
+                f"video {str(path)!r} cannot be read by {name} ({error}). Replace the file or drop the row.",
+                reason="unreadable_media",
+            ) from error
+        except ReadTimeout:
+            raise DataError(
+                f"video {str(path)!r} was not read by {name} within {self.timeout_seconds:g} seconds, so reading was stopped. "
+                "Replace the file, drop the row, or raise data.media_timeout_seconds.",
+                reason="media_timeout",
+            ) from None
 
 
-def _av_frames(path: Path, indices: list[int]) -> Tensor:
-    import torch
+@cache
+def choose_reader(name: str) -> str:
+    """The reader that a setting means on this machine.
 
-    av = _av()
-    wanted, frames = set(indices), {}
-    try:
-        with av.open(str(path)) as container:
-            for number, frame in enumerate(container.decode(video=0)):
-                if number in wanted:
-                    frames[number] = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-                if len(frames) == len(wanted):
-                    break
-    except av.FFmpegError as error:
-        raise _unreadable(path, error) from error
-    if missing := sorted(wanted - frames.keys()):
-        raise _unreadable(path, ValueError(f"it ends before frame {missing[0]}"))
-    return torch.stack([frames[index] for index in indices])
+    Raises:
+        ConfigError: it cannot be loaded, or (`auto`) none can.
+    """
+    faults: list[str] = []
+    for one in READERS if name == "auto" else (name,):
+        try:
+            READERS[one]()
+        except (ImportError, OSError, RuntimeError) as error:
+            faults.append(f"{one}: {(str(error).strip().splitlines() or ['not found'])[0]} ({_INSTALL[one]})")
+        else:
+            return one
+    if name == "auto":
+        raise ConfigError("data.video_reader=auto: no library that reads videos can be loaded.\n" + "\n".join(faults))
+    raise ConfigError(f"data.video_reader={name} cannot be loaded. {faults[0]}")
+
+
+@cache
+def _reader(name: str, timeout_seconds: float | None) -> VideoReader:
+    return READERS[name]() if timeout_seconds is None else ReadingProcess(name, timeout_seconds=timeout_seconds)
+
+
+__all__ = ["ReaderName", "VideoHeader", "VideoReading", "choose_reader"]
