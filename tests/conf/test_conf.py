@@ -29,6 +29,8 @@ USED = {
 CHOICES = [(command, group, option) for command in COMMANDS for group in USED[command] for option in options_of(group)]
 OURS = {"attn_implementation", "gradient_checkpointing"}
 """Settings of `model` that concern training: not for the constructor."""
+HELD_OUT = {"validation"}
+"""A setting of `data` that the command takes."""
 LOOPED = {"max_epochs", "max_steps"}
 """Settings of `trainer` that the plan takes."""
 AT_RUN_TIME = {"HFBackend": {"directory"}}
@@ -78,7 +80,11 @@ def test_every_choice_composes_and_its_keys_bind(command, group, option):
     config = OmegaConf.to_container(composed(command, f"{group}={option}"), resolve=False)
     found = list(nodes({group: config.get(group)}))
     for path, node in found:
-        keys = set(node) - {"_target_"} - (OURS if path == "model" else LOOPED if path == "trainer" else set())
+        keys = (
+            set(node)
+            - {"_target_"}
+            - (OURS if path == "model" else LOOPED if path == "trainer" else HELD_OUT if path == "data" else set())
+        )
         parameters = parameters_of(node)
         takes = {name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD}
         assert keys <= takes, f"{group}={option}: {path} gives {sorted(keys - takes)}, which {node['_target_']} lacks"

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from vlmkit.cli.training import Run, check_numbers, prepare_data, wire, with_starting_weights
+from vlmkit.cli.validating import make_data
 from vlmkit.config import build
-from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.dataset import PackDataset
 from vlmkit.data.judging import OVER_LONG, TRAINED, Judgement
 from vlmkit.data.survey import Group, histogram, survey_media, survey_rows
@@ -162,7 +162,7 @@ def _check_config(config: DictConfig, run_dir: Path, report: Report) -> Run | No
                 "note", f"check.limit={config.check.limit}: only the first rows are looked at; all counts are of these."
             )
         if report.errors:
-            build(config.data, PackedDataModule)  # and no more: wiring would stop at what was found above
+            make_data(config.data)  # and no more: wiring would stop at what was found above
             return None
         run = wire(config, run_dir)
         section.add("ok", f"every setting is understood; the run directory is {run_dir}")

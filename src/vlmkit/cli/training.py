@@ -22,6 +22,7 @@ from vlmkit import __version__
 from vlmkit.batch import Batch
 from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
 from vlmkit.cli.telling import end_table, make_loggers
+from vlmkit.cli.validating import held_out_data, make_data, make_validator
 from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.errors import CheckpointError, ConfigError, Interrupted
@@ -39,10 +40,11 @@ from vlmkit.training.callbacks.guard import GuardSettings, LossGuard
 from vlmkit.training.callbacks.receipt import GradientReceipt
 from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.callbacks.summary import GroupTable
+from vlmkit.training.callbacks.validator import Validator
 from vlmkit.training.flops import FlopCount, count_flops, peak_flops
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
-from vlmkit.training.state import RunState, find_checkpoint, newest_checkpoint, read_state
+from vlmkit.training.state import RunState, checkpoint_name, find_checkpoint, newest_checkpoint, read_state
 from vlmkit.training.steplines import read_lines
 
 TAKEN_OVER = ("data", "model")
@@ -207,7 +209,7 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
 def wire(config: DictConfig, run_dir: Path) -> Run:
     """Make the objects that the config describes; nothing is read or trained yet."""
     source = model_source(config.model)
-    data = build(config.data, PackedDataModule)
+    data = make_data(config.data)
     checkpoint = find_checkpoint(str(config.resume_from), run_dir) if config.resume_from else None
     processor = load_processor(source.processor_source, budget=data.budget, reading=data.reading)
     if config.init_from:
@@ -310,6 +312,7 @@ class Watchers:
     log: StepLog
     guard: LossGuard
     checkpointer: Checkpointer
+    validator: Validator | None
 
 
 def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
@@ -359,12 +362,25 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         state_at=state_at,
         done_batches=lambda: data.start_step * run.accumulate,
         before_save=guard.settle,
+        spared=lambda: {checkpoint_name(validator.best_step)} if validator and validator.best_step else set[str](),
+    )
+    validator = make_validator(
+        run.config,
+        run.run_dir,
+        trainer=run.trainer,
+        module=module,
+        processor=run.processor,
+        held_out=held_out_data(run.config, data, run.processor),
+        save=checkpointer.save,
+        paused=step_log.pause,
     )
     configured = [build(node, cast(Any, Callback)) for node in run.config.callbacks.values() if node]
     # The guard stands first: a strange loss is told before its gradients are. The log stands before the checkpointer:
     # when a checkpoint is there, so is its line.
-    cast(Any, run.trainer).callbacks.extend([GroupTable(), guard, *configured, step_log, checkpointer])
-    return Watchers(log=step_log, guard=guard, checkpointer=checkpointer)
+    cast(Any, run.trainer).callbacks.extend(
+        [GroupTable(), guard, *configured, step_log, *([validator] if validator else []), checkpointer]
+    )
+    return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator)
 
 
 def trained_groups(module: TrainingModule) -> dict[str, tuple[int, float]]:
@@ -406,6 +422,7 @@ def make_report(run: Run, watchers: Watchers, seconds: float) -> dict[str, Any]:
         "trained_on": watchers.log.totals,
         "last": watchers.log.last,
         "losses": watchers.guard.report(),
+        "best": watchers.validator.report() if watchers.validator else None,
         "receipt": receipts[0] if receipts else None,
         "seconds": seconds,
         "hashes": {"plan": run.data.plan.key, "index": run.data.index.key, "processor": run.processor.fingerprint},

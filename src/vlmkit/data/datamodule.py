@@ -13,6 +13,7 @@ import torch
 
 from vlmkit.data.dataset import PackDataset, PlanLoader, SlotSampler
 from vlmkit.data.dealing import Steps, deal
+from vlmkit.data.holding_out import hold_out
 from vlmkit.data.index import Index
 from vlmkit.data.indexing import build_index
 from vlmkit.data.judging import OnBadRow, judge
@@ -117,6 +118,8 @@ class PackedDataModule(L.LightningDataModule):
         self.seed = seed
         self.start_pack = 0
         self.start_step = 0
+        self.held_out_share = 0.0
+        self.held_out_plan: Plan | None = None
 
     def prepare(
         self,
@@ -156,6 +159,8 @@ class PackedDataModule(L.LightningDataModule):
             require_media=require_media,
             num_processes=self.num_workers,
         )
+        if self.held_out_share:
+            self._hold_out()
         rows = self.judgement.plan_rows()
         if not len(rows):
             told = ", ".join(f"{count} {word}" for word, count in self.judgement.counts().items())
@@ -187,6 +192,32 @@ class PackedDataModule(L.LightningDataModule):
     def num_steps(self, num_ranks: int, accumulate: int) -> int:
         """Optimiser steps of the whole run, those that are done included."""
         return self.start_step + len(self.steps(num_ranks, accumulate))
+
+    def _hold_out(self) -> None:
+        try:
+            self.judgement, rows = hold_out(self.judgement, self.held_out_share)
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from error
+        self._check_budget(rows)
+        self.held_out_plan = make_plan(
+            rows, budget=self.pack_budget, seed=0, num_epochs=1, order="sequential", heaviest_first=False
+        )
+
+    def held_out_loader(self, *, num_ranks: int, rank: int) -> PlanLoader:
+        """A rank's part of the rows that are held out, in the order of the manifests; as many packs on every rank."""
+        assert self.held_out_plan is not None
+        slots = deal(self.held_out_plan, num_ranks=num_ranks, accumulate=1).slots(rank)
+        workers = min(self.num_workers, 2)
+        return PlanLoader(
+            PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits),
+            sampler=SlotSampler(slots, num_done=0),
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=_start_worker if workers else None,
+            multiprocessing_context="forkserver" if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     def train_dataloader(self) -> PlanLoader:
         """This rank's part of the plan."""

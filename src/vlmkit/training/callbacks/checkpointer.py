@@ -123,8 +123,9 @@ class Checkpointer(Callback):
         Raises:
             CheckpointError: the disk refuses it, on every rank. Earlier checkpoints stay.
         """
-        path = self.directory / checkpoint_name(self.step)
-        if self.saved_step == self.step and path.exists():
+        step = trainer.global_step
+        path = self.directory / checkpoint_name(step)
+        if self.saved_step == step and path.exists():
             return path
         self.before_save()
         aside = aside_of(path)
@@ -138,7 +139,7 @@ class Checkpointer(Callback):
                 self._writing.attempt(self._prune)
         if error := trainer.strategy.broadcast(self._writing.error):
             self._give_up(aside, path, error)
-        self.saved_step, self.saved_at = self.step, time.monotonic()
+        self.saved_step, self.saved_at = step, time.monotonic()
         return path
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -116,6 +116,11 @@ class StepLog(Callback):
         self.totals = {name: sum(line[name] for line in written) for name in self.totals}
         self.last = written[-1] if written else {}
 
+    def pause(self, seconds: float) -> None:
+        """Leave time that was not training out of the rates."""
+        self.mark += seconds
+        self.batch_ended += seconds
+
     def _logs(self, step: int) -> bool:
         return step % self.every_n_steps == 0 or step == self.num_steps()
 
