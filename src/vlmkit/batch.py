@@ -11,6 +11,10 @@ IGNORE_INDEX = -100
 """Label of a position that is not supervised (the default of `torch.nn.functional.cross_entropy`)."""
 
 
+MaskedRow = tuple[int, str, str]
+"""A row whose media could not be read: its number in the index, `DataError.reason`, and the message without origin."""
+
+
 class Sample(TypedDict):
     """One encoded conversation.
 
@@ -61,6 +65,8 @@ class Batch(TypedDict):
         step_supervised_tokens: supervised tokens of the whole optimiser step, over all ranks and micro-batches.
         rows: dataset rows of the samples, in order; sources: which manifest each came from.
         pack: number of the pack in the plan; -1 for an idle slot at the end of the plan.
+        masked: rows of the pack whose media could not be read (`data.on_bad_media=mask`): each stands in `rows` with one
+            unsupervised token.
     """
 
     input_ids: Tensor
@@ -84,3 +90,4 @@ class Batch(TypedDict):
     rows: list[int]
     sources: list[int]
     pack: int
+    masked: list[MaskedRow]

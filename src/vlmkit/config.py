@@ -25,7 +25,7 @@ from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from vlmkit.errors import ConfigError, VlmkitError
 
@@ -67,7 +67,7 @@ def build(node: DictConfig, kind: type[T], where: str = "", /, **runtime: object
     """
     target = str(node.get("_target_"))
     where = where or str(node._get_full_key(None))  # pyright: ignore[reportPrivateUsage]  (OmegaConf has no public way)
-    if missing := sorted(_under(where, str(key)) for key in OmegaConf.missing_keys(node)):
+    if missing := _missing(node, where):
         raise ConfigError(f"{', '.join(missing)} must be given: there is no default. Add {missing[0]}=...")
     factory: Any = instantiate(node, _partial_=True, _convert_="all")  # partial first: runtime objects are never merged
     if clash := sorted(factory.keywords.keys() & runtime.keys()):
@@ -80,6 +80,14 @@ def build(node: DictConfig, kind: type[T], where: str = "", /, **runtime: object
     if not isinstance(made, kind):
         raise ConfigError(f"{target} made a {type(made).__name__}, wanted a {kind.__name__}.")
     return made
+
+
+def _missing(node: DictConfig, where: str) -> list[str]:
+    """Full names of the settings without a value, also of one that another setting refers to."""
+    try:
+        return sorted(_under(where, str(key)) for key in OmegaConf.missing_keys(node))
+    except InterpolationToMissingValueError as error:
+        return [str(error).splitlines()[0].rpartition(": ")[2]]
 
 
 def _under(where: str, key: str) -> str:
@@ -120,8 +128,8 @@ def _check_plain_types(factory: Any, given: dict[str, object], where: str) -> No
 
 
 def options_of(group: str) -> list[str]:
-    """Names that can stand behind `group=`, from the files of the group."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    """Names that can stand behind `group=`, from the files of the group; a file named `_...` is what others share."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("[!_]*.yaml"))
 
 
 def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[str, DictConfig]:
@@ -247,7 +255,7 @@ def _hint(key: str, config_name: str) -> str:
     options = options_of(group) if rest else []
     known = {option: _settings(config_name, f"{group}={option}") for option in options}
     if having := [option for option in options if key in known[option]]:
-        having.sort(key=lambda option: "defaults" in OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
+        having.sort(key=lambda option: len(OmegaConf.load(conf_dir() / group / f"{option}.yaml")))  # the plainest first
         return f" The chosen {group}= does not have it: choose {' or '.join(f'{group}={option}' for option in having)}."
     near = [name for keys in known.values() for name in keys if name.startswith(f"{group}.")]
     groups = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "eval"]

@@ -198,6 +198,14 @@ def test_the_recipe_of_the_tiny_model_stays_with_it():
     assert composed("train", "model=vision2b_llm0_6b").optim.beta2 == 0.999
 
 
+@pytest.mark.parametrize("overrides", [(), ("stage=stage1", "data=llava", "optim.lr=2", "run_dir=x")], ids=str)
+def test_a_check_is_composed_as_the_training_it_checks(overrides):
+    fixed = () if "run_dir=x" in overrides else ("run_dir=x",)
+    train, check = (OmegaConf.to_container(composed(name, *overrides, *fixed)) for name in ("train", "check"))
+    assert check.pop("check").keys() == {"format", "limit", "decode", "forecast"}
+    assert check == train
+
+
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +288,21 @@ def test_a_setting_of_the_wrong_type_is_told_by_its_key():
         node = composed("train", override)[override.split(".")[0]]
         with pytest.raises(ConfigError, match=wanted):
             build(node, object)
+
+
+@pytest.mark.parametrize("option", ["cambrian_737k", "cambrian_7m"])
+def test_data_that_must_be_downloaded_asks_where_it_is(option):
+    from vlmkit.config import build
+    from vlmkit.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"^data\.root must be given: there is no default\. Add data\.root=\.\.\.$"):
+        build(composed("train", f"data={option}").data, object)
+    with pytest.raises(ConfigError, match=r"no file at '/nowhere/Cambrian7\w+\.jsonl'"):
+        build(composed("train", f"data={option}", "data.root=/nowhere").data, object)
+
+
+def test_what_choices_share_is_no_choice():
+    assert options_of("data") == ["cambrian_737k", "cambrian_7m", "llava", "shapes"]
 
 
 @pytest.mark.parametrize("override", ["trainer.max_steps=x", "trainer.max_epochs=2.5", "seed=x"])

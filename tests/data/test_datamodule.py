@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+from PIL import Image
 
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.dataset import PackDataset
@@ -184,6 +185,30 @@ def test_unknown_choices(key: str, corpus: Any, datamodule: MakeData) -> None:
         datamodule(path, **{key: "maybe"})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("limit", "abc", "a whole number of at least 1 or null"),
+        ("limit", "", "a whole number of at least 1 or null"),
+        ("limit", 0, "a whole number of at least 1 or null"),
+        ("limit", True, "a whole number of at least 1 or null"),
+        ("image_max_pixels", "1e6", "a whole number of at least 1 or null"),
+        ("video_fps", "two", "a number of at least 0 or null"),
+        ("max_tokens", 2.5, "a whole number of at least 1 or null"),
+        ("batch_size", "all", "a whole number of at least 1 or null"),
+        ("tokens_per_batch", -1, "a whole number of at least 1 or null"),
+        ("num_workers", None, "a whole number of at least 0"),
+        ("num_workers", -1, "a whole number of at least 0"),
+        ("seed", -3, "a whole number of at least 0"),
+    ],
+)
+def test_numbers_are_told_by_their_key(key: str, value: Any, wanted: str, corpus: Any, datamodule: MakeData) -> None:
+    path = corpus.write([corpus.rows["text"]])
+    with pytest.raises(ConfigError) as caught:
+        datamodule(path, **{key: value})
+    assert str(caught.value) == f"data.{key}={value}: wanted {wanted}."
+
+
 def test_no_sources(datamodule: MakeData) -> None:
     with pytest.raises(ValueError, match=r"data\.sources is empty"):
         datamodule()
@@ -252,6 +277,79 @@ def test_an_idle_rank_gets_a_pack_of_nothing(corpus: Any, processor: Processor, 
     batch = PackDataset(index=data.index, processor=processor, pixels="uint8")[slot]
     assert (batch["pack"], batch["rows"], len(batch["targets"]), batch["dummy_visual"]) == (-1, [], 0, True)
     assert batch["step_supervised_tokens"] == data.index.num_supervised_tokens[0]
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+@pytest.mark.parametrize("pixels", ["uint8", "float32"])
+def test_an_idle_rank_and_one_with_text_have_patches_of_the_same_kind_as_the_others(
+    pixels: Any, kind: str, corpus: Any, processor: Processor, datamodule: MakeData
+) -> None:
+    data = prepare(datamodule(corpus.write([corpus.rows[kind]] * 3), batch_size=1, pixels=pixels), processor)
+    dataset = PackDataset(index=data.index, processor=processor, pixels=pixels)
+    for rank in (0, 1):
+        batch = dataset[data.steps(2, 1).slots(rank)[-1]]
+        assert (batch["pack"] == -1) == (rank == 1)
+        assert {str(batch[key].dtype) for key in ("still_patches", "video_patches")} == {f"torch.{pixels}"}  # type: ignore[literal-required]
+
+
+def test_the_plan_is_the_same_once_the_data_has_moved(
+    corpus: Any, processor: Processor, datamodule: MakeData, tmp_path: Path
+) -> None:
+    path = corpus.write(list(corpus.rows.values()))
+    before = prepare(datamodule(path), processor)
+    moved = tmp_path / "elsewhere" / "images"
+    moved.parent.mkdir()
+    corpus.root.rename(moved)
+    manifest = moved.parent / "renamed.jsonl"
+    (moved / "rows.jsonl").rename(manifest)
+    after = prepare(datamodule(manifest, root=moved), processor)
+    assert after.plan.key == before.plan.key
+    assert list(after.plan) == list(before.plan)
+    assert after.index.key != before.index.key  # counted anew: media are looked for where they are now
+    Image.new("RGB", (640, 480)).save(moved / "wide.png")
+    (tmp_path / "cache").rename(tmp_path / "old")  # an index is never asked what media look like today
+    assert prepare(datamodule(manifest, root=moved), processor).plan.key != before.plan.key
+
+
+def test_what_the_plan_key_still_follows(corpus: Any, processor: Processor, datamodule: MakeData) -> None:
+    path = corpus.write(list(corpus.rows.values()))
+    limited = {"path": path, "image_max_pixels": 10**6}  # nothing here is so large: the counts are the same
+    keys = {
+        prepare(datamodule(source, **changed), used).plan.key
+        for source, changed, used in [
+            (path, {}, processor),
+            (path, {"seed": 6}, processor),
+            (path, {"limit": 6}, processor),
+            (limited, {}, processor),
+            (path, {}, processor.with_limits(image_max_pixels=10**6)),
+            (corpus.write([*corpus.rows.values(), corpus.rows["text"]], "more.jsonl"), {}, processor),
+        ]
+    }
+    assert len(keys) == 6
+
+
+def test_rows_that_the_run_did_not_reach_are_not_trained(
+    corpus: Any, processor: Processor, datamodule: MakeData
+) -> None:
+    path = corpus.write([corpus.rows["text"]] * 6 + [missing(corpus)])
+    weighed = {"path": path, "weight": 0.5}
+    data = prepare(datamodule(weighed, batch_size=1, on_bad_row="skip"), processor)
+    assert len(data.plan) == 3
+    for done in range(4):
+        told = data.accounting(done)
+        rows = told["sources"]["rows"]
+        assert told["samples"] == rows["trained"] == done
+        reasons = {"not_drawn": 3, "missing_media": 1} | ({"not_reached": 3 - done} if done < 3 else {})
+        assert rows["skipped_by_reason"] == reasons
+        assert rows["read"] == 7 == rows["trained"] + rows["skipped"] + rows["masked"] + rows["overlong"]
+    first = data.accounting(0)["first_of_each"]["not_reached"]
+    assert first["where"] == data.index.origin(min(planned_rows(data))).__str__()
+    assert first["finding"] == "it stands in the plan, and the run ended before it."
+
+
+def test_a_row_seen_twice_is_counted_once(corpus: Any, processor: Processor, datamodule: MakeData) -> None:
+    data = prepare(datamodule(corpus.write([corpus.rows["text"]] * 3), batch_size=2), processor, num_epochs=2)
+    assert [(data.accounting(done)["samples"], counts(data)["trained"]) for done in (2, 4)] == [(3, 3), (6, 3)]
 
 
 @pytest.fixture

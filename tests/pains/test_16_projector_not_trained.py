@@ -33,6 +33,7 @@ class Silenced(TrainingModule):
         self.packed.hf.model.visual.merger.register_forward_hook(lambda module, inputs, out: out * 0.0)
 
 
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
 @pytest.mark.parametrize(
     ("kind", "message"),
     [

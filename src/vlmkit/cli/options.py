@@ -13,6 +13,8 @@ import yaml
 from vlmkit.config import conf_dir
 
 COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert")
+LIKE_TRAIN = ("check", "inspect")
+"""Commands whose yaml composes that of `vlmkit-train` and adds to it."""
 GROUPS = ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "backend", "eval")
 _HEAD = ["| option | default | meaning |", "| --- | --- | --- |"]
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w@/]+):(?P<value>[^#]*?)(?:\s+#\s*(?P<meaning>.*))?$")
@@ -39,8 +41,9 @@ def options_table() -> str:
     """Markdown: the options of each command, then the choices and settings of each group."""
     lines: list[str] = []
     for command in COMMANDS:
-        path = conf_dir() / f"{command}.yaml"
-        lines += [f"**`vlmkit-{command}`**", "", *_rows(_collect([path], prefix=""), first=command), ""]
+        like = ": all that `vlmkit-train` takes, and" if command in LIKE_TRAIN else ""
+        rows = _rows(_collect([conf_dir() / f"{command}.yaml"], prefix=""), first=command)
+        lines += [f"**`vlmkit-{command}`**{like}", "", *rows, ""]
     for group in GROUPS:
         lines += [*_group(group), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -64,7 +67,7 @@ def _group(group: str) -> Iterator[str]:
     else:
         yield f"**`{group}=`** of {', '.join(f'`vlmkit-{command}`' for command in commands)}; `{first}` by default"
     yield ""
-    for path in _files(group):
+    for path in (path for path in _files(group) if not path.stem.startswith("_")):
         also = [f"`{key}: {value}`" for key, value in _elsewhere(path, group)]
         yield f"- `{path.stem}`: {_title(path)}" + (f" It sets {', '.join(also)}." if also else "")
     if rows := _collect(_files(group), prefix=_prefix(group)):
@@ -129,7 +132,7 @@ def _collect(files: list[Path], *, prefix: str) -> list[Setting]:
             if not name.startswith(prefix):
                 continue
             setting = found.setdefault(name, Setting(name=name))
-            setting.values[path.stem] = value
+            setting.values[path.stem.lstrip("_")] = value  # what choices share is told as the one it is named after
             meaning = meanings.get(key) or meanings.get(key.rpartition(".")[0], "")
             setting.meaning = max(setting.meaning, meaning, key=len)
     return list(found.values())

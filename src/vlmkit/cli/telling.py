@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from vlmkit.config import build
 from vlmkit.errors import ConfigError
+from vlmkit.training.callbacks.steplog import wait_in_words
 
 _EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 
@@ -63,6 +64,10 @@ def end_table(report: Mapping[str, Any], groups: Mapping[str, tuple[int, float]]
         rows.append(
             ("speed", f"{last['tokens_per_second']:,.0f} tokens/s{mfu}; {last['data_wait']:.1%} waiting for data")
         )
+        if words := wait_in_words(last["data_wait"]):
+            rows.append(("data", words))
+    if masked := report["rows"]["masked"]["rows"]:
+        rows.append(("masked", f"{len(masked)} rows, their media could not be read (first: {masked[0]['where']})"))
     if strange := report["losses"]["skipped_steps"] + report["losses"]["loss_spikes"]:
         rows.append(("strange losses", f"{strange}, in {run_dir / 'suspects.jsonl'}"))
     rows.append(("model", f"{run_dir / 'hf'} (reopened with plain transformers: same tensors, logits and text)"))

@@ -15,6 +15,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -35,6 +36,7 @@ from vlmkit.model.parts import set_checkpointing
 from vlmkit.pages.curves import draw_curves
 from vlmkit.processing.processor import Processor, load_processor
 from vlmkit.storage import is_full, written_aside
+from vlmkit.training.callbacks.bad_media import BadMedia
 from vlmkit.training.callbacks.checkpointer import Checkpointer
 from vlmkit.training.callbacks.guard import GuardSettings, LossGuard
 from vlmkit.training.callbacks.receipt import GradientReceipt
@@ -66,6 +68,7 @@ class Run:
     state: RunState | None
     checkpoint: Path | None
     trainer: L.Trainer
+    bad_media: BadMedia
     made: list[VLM] = field(default_factory=list[VLM])
 
     @property
@@ -104,6 +107,7 @@ def _train(config: DictConfig, run_dir: Path) -> None:
         print(f"Nothing is left to train: {run.checkpoint} is at the end of its plan.")
         load_trained(module, run.checkpoint)
         watchers.log.take_up()
+        run.bad_media.take_up(cast(Path, run.checkpoint))
     else:
         run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
     leave_if_told(run, watchers.checkpointer)
@@ -215,21 +219,6 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
     if config.init_from:
         for difference in check_contract(Path(config.model.path), processor, config.get("init_allow") or []):
             print(f"Allowed by init_allow: {difference}")
-    loggers = make_loggers(config.logger)
-    flags = {name: value for name, value in config.trainer.items() if name not in ("max_epochs", "max_steps")}
-    trainer = build(
-        OmegaConf.create(flags),
-        L.Trainer,
-        "trainer",
-        max_epochs=1,  # the plan holds all epochs and is one of Lightning's
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        logger=loggers or False,
-        default_root_dir=run_dir,
-    )
     return Run(
         config=config,
         run_dir=run_dir,
@@ -239,8 +228,46 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         freeze=build(config.freeze, FreezePolicy),
         state=read_state(checkpoint) if checkpoint else None,
         checkpoint=checkpoint,
-        trainer=trainer,
+        trainer=make_trainer(config, run_dir),
+        bad_media=make_bad_media(data),
     )
+
+
+def make_bad_media(data: PackedDataModule) -> BadMedia:
+    """What counts the rows whose media cannot be read."""
+    return BadMedia(
+        masks=data.on_bad_media == "mask",
+        most=data.max_bad_media,
+        origin_of=lambda row: data.index.origin(row),  # the index is read later on
+    )
+
+
+def make_trainer(config: DictConfig, run_dir: Path) -> L.Trainer:
+    """The Trainer with the config's flags and loggers; the plan, the log and the checkpoints are ours.
+
+    Raises:
+        ConfigError: a flag that Lightning refuses, or devices that are not here.
+    """
+    loggers = make_loggers(config.logger)
+    flags = {name: value for name, value in config.trainer.items() if name not in ("max_epochs", "max_steps")}
+    try:
+        return build(
+            OmegaConf.create(flags),
+            L.Trainer,
+            "trainer",
+            max_epochs=1,  # the plan holds all epochs and is one of Lightning's
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            logger=loggers or False,
+            default_root_dir=run_dir,
+        )
+    except (MisconfigurationException, ImportError) as error:  # a device that is not here, or its library
+        raise ConfigError(
+            f"trainer: {str(error).rstrip('.!')}. Check trainer.accelerator and trainer.devices."
+        ) from error
 
 
 def model_source(node: DictConfig) -> Assembly | WholeCheckpoint:
@@ -258,26 +285,43 @@ def prepare_data(run: Run) -> None:
     Raises:
         CheckpointError: the plan is not the one that the checkpoint was trained on.
     """
-    trainer, state = run.config.trainer, run.state
-    done, consumed = (state.step, state.consumed_packs) if state else (0, 0)
-    group = run.trainer.world_size * run.accumulate
-    max_packs = None if trainer.max_steps is None else consumed + max(0, trainer.max_steps - done) * group
-    only_merger = run.freeze.vision_encoder and run.freeze.language_model
     run.data.prepare(
-        processor=run.processor, num_epochs=trainer.max_epochs, max_packs=max_packs, require_media=only_merger
+        processor=run.processor,
+        num_epochs=run.config.trainer.max_epochs,
+        max_packs=most_packs(run.config.trainer.max_steps, run.state, run.trainer.world_size * run.accumulate),
+        require_media=needs_media(run.freeze),
     )
-    if state is None:
-        return
-    if state.plan_key != run.data.plan.key:
+    if run.state is not None:
+        take_up(run.data, run.freeze, run.state, run.checkpoint)
+
+
+def most_packs(max_steps: int | None, state: RunState | None, packs_per_step: int) -> int | None:
+    """Packs of the plan that `trainer.max_steps` leaves room for, those that a resumed run has done included."""
+    done, consumed = (state.step, state.consumed_packs) if state else (0, 0)
+    return None if max_steps is None else consumed + max(0, max_steps - done) * packs_per_step
+
+
+def needs_media(freeze: FreezePolicy) -> bool:
+    """Whether text-only rows would train nothing: only the merger learns."""
+    return freeze.vision_encoder and freeze.language_model
+
+
+def take_up(data: PackedDataModule, freeze: FreezePolicy, state: RunState, checkpoint: Path | None) -> None:
+    """Go on in the plan where a resumed run stands.
+
+    Raises:
+        CheckpointError: the plan, or what is frozen, is not that of the checkpoint.
+    """
+    if state.plan_key != data.plan.key:
         raise CheckpointError(
-            f"resume_from: {run.checkpoint} was trained on another plan: the data, the processor, data.seed, data.batch_size or "
+            f"resume_from: {checkpoint} was trained on another plan: the data, the processor, data.seed, data.batch_size or "
             "another setting of the packs has changed. Set them back, or start a new run with init_from."
         )
-    if state.freeze != vars(run.freeze):
+    if state.freeze != vars(freeze):
         raise CheckpointError(
-            f"resume_from: {run.checkpoint} was trained with freeze {state.freeze}, now it is {vars(run.freeze)}."
+            f"resume_from: {checkpoint} was trained with freeze {state.freeze}, now it is {vars(freeze)}."
         )
-    run.data.start_pack, run.data.start_step = consumed, done
+    data.start_pack, data.start_step = state.consumed_packs, state.step
 
 
 def make_module(run: Run) -> TrainingModule:
@@ -378,7 +422,7 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
     # The guard stands first: a strange loss is told before its gradients are. The log stands before the checkpointer:
     # when a checkpoint is there, so is its line.
     cast(Any, run.trainer).callbacks.extend(
-        [GroupTable(), guard, *configured, step_log, *([validator] if validator else []), checkpointer]
+        [GroupTable(), guard, *configured, run.bad_media, step_log, *([validator] if validator else []), checkpointer]
     )
     return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator)
 
@@ -408,6 +452,12 @@ def provenance(run: Run) -> dict[str, Any]:
     }
 
 
+def packs_trained(run: Run) -> int:
+    """Packs of the plan that are done, those of a resumed run before included."""
+    steps = run.data.steps(run.trainer.world_size, run.accumulate)
+    return steps.num_consumed(max(0, run.trainer.global_step - run.data.start_step))
+
+
 def make_report(run: Run, watchers: Watchers, seconds: float) -> dict[str, Any]:
     """For `report.json`: what became of every row, what was trained on, and with what."""
     receipts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, GradientReceipt)]
@@ -415,7 +465,7 @@ def make_report(run: Run, watchers: Watchers, seconds: float) -> dict[str, Any]:
     return {
         "schema": "vlmkit.report/1",
         "data": run.data.name,
-        "rows": run.data.accounting(),
+        "rows": run.data.accounting(packs_trained(run), masked=list(run.bad_media.rows.values())),
         "steps": run.data.num_steps(run.trainer.world_size, run.accumulate),
         "packs": len(run.data.plan),
         "fill": run.data.plan.fill,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from vlmkit.batch import IGNORE_INDEX, Batch, Sample
+from vlmkit.batch import IGNORE_INDEX, Batch, MaskedRow, Sample
+from vlmkit.processing.encode import Pixels
 from vlmkit.processing.processor import Processor, VisionGeometry
 
 DUMMY_SIDE = 64
@@ -26,12 +27,16 @@ class PackInfo:
         rows: Row of the index of each sample.
         sources: Manifest of each sample.
         step_supervised_tokens: Supervised tokens of the whole optimiser step.
+        pixels: Whether patches are bytes or normalised numbers; an idle slot has none to tell it by.
+        masked: Rows among `rows` whose media could not be read.
     """
 
     pack: int
     rows: tuple[int, ...]
     sources: tuple[int, ...]
     step_supervised_tokens: int
+    pixels: Pixels = "uint8"
+    masked: tuple[MaskedRow, ...] = ()
 
 
 def pack_samples(samples: Sequence[Sample], processor: Processor, info: PackInfo) -> Batch:
@@ -48,7 +53,7 @@ def pack_samples(samples: Sequence[Sample], processor: Processor, info: PackInfo
     Raises:
         ValueError: the number of image or video tokens is not what the media make, or a first token is supervised.
     """
-    samples = samples or [_idle_sample(processor)]
+    samples = samples or [idle_sample(processor, info.pixels)]
     geometry = processor.geometry
     seqlens = [len(sample["input_ids"]) for sample in samples]
     input_ids = torch.cat([sample["input_ids"] for sample in samples])
@@ -101,6 +106,7 @@ def pack_samples(samples: Sequence[Sample], processor: Processor, info: PackInfo
         rows=list(info.rows),
         sources=list(info.sources),
         pack=info.pack,
+        masked=list(info.masked),
     )
 
 
@@ -120,16 +126,17 @@ def _dummy(stills: Tensor, geometry: VisionGeometry) -> tuple[Tensor, Tensor]:
     return patches, torch.tensor([[1, side, side]])
 
 
-def _idle_sample(processor: Processor) -> Sample:
-    """One token, nothing supervised: what a rank runs when the plan has no pack left for it."""
+def idle_sample(processor: Processor, pixels: Pixels) -> Sample:
+    """One token, nothing supervised: what a rank runs when the plan has no pack left for it, or for a masked row."""
     geometry = processor.geometry
     width = 3 * geometry.patch_size**2
+    dtype = torch.uint8 if pixels == "uint8" else torch.float32
     return Sample(
         input_ids=torch.zeros(1, dtype=torch.int64),
         labels=torch.full((1,), IGNORE_INDEX),
         position_ids=torch.zeros(4, 1, dtype=torch.int64),
-        still_patches=torch.empty(0, width, dtype=torch.uint8),
-        video_patches=torch.empty(0, width * geometry.temporal_patch_size, dtype=torch.uint8),
+        still_patches=torch.empty(0, width, dtype=dtype),
+        video_patches=torch.empty(0, width * geometry.temporal_patch_size, dtype=dtype),
         grid_thw=torch.empty(0, 3, dtype=torch.int64),
         is_video=torch.empty(0, dtype=torch.bool),
     )

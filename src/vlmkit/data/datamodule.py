@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import signal
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
 
-from vlmkit.data.dataset import PackDataset, PlanLoader, SlotSampler
+from vlmkit.batch import MaskedRow
+from vlmkit.data.dataset import OnBadMedia, PackDataset, PlanLoader, SlotSampler
 from vlmkit.data.dealing import Steps, deal
 from vlmkit.data.holding_out import hold_out
 from vlmkit.data.index import Index
 from vlmkit.data.indexing import build_index
 from vlmkit.data.judging import OnBadRow, judge
-from vlmkit.data.manifest import resolve_sources
+from vlmkit.data.manifest import resolve_sources, row_id
 from vlmkit.data.overlong import OVERLONG, Overlong
 from vlmkit.data.packing import Budget
 from vlmkit.data.plan import Order, Plan, PlanRows, make_plan, rows_over
@@ -44,6 +47,9 @@ class PackedDataModule(L.LightningDataModule):
         max_tokens: Longest row; media tokens are never cut.
         overlong: What happens to a longer one: `error`, `drop`, `shrink_media` or `drop_turns`.
         on_bad_row: `error`, or `skip` (counted in `report.json`).
+        on_bad_media: A medium that cannot be read while training: `error`, or `mask` (the row keeps its place in the
+            plan with no supervised token, and is named in `report.json`).
+        max_bad_media: Under `mask`, the most rows that may be masked in a run; None: any number.
         batch_size: Rows in a pack; or
         tokens_per_batch: Most tokens in a pack, and
         patches_per_batch: Most vision patches in it.
@@ -74,6 +80,8 @@ class PackedDataModule(L.LightningDataModule):
         max_tokens: int | None,
         overlong: Overlong,
         on_bad_row: OnBadRow,
+        on_bad_media: OnBadMedia,
+        max_bad_media: int | None,
         batch_size: int | None,
         tokens_per_batch: int | None,
         patches_per_batch: int | None,
@@ -85,8 +93,24 @@ class PackedDataModule(L.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
+        _check_number("limit", limit, least=1, optional=True)
+        _check_number("image_min_pixels", image_min_pixels, least=1, optional=True)
+        _check_number("image_max_pixels", image_max_pixels, least=1, optional=True)
+        _check_number("video_min_pixels", video_min_pixels, least=1, optional=True)
+        _check_number("video_max_pixels", video_max_pixels, least=1, optional=True)
+        _check_number("video_fps", video_fps, least=0, optional=True, whole=False)
+        _check_number("video_max_frames", video_max_frames, least=1, optional=True)
+        _check_number("max_tokens", max_tokens, least=1, optional=True)
+        _check_number("batch_size", batch_size, least=1, optional=True)
+        _check_number("tokens_per_batch", tokens_per_batch, least=1, optional=True)
+        _check_number("patches_per_batch", patches_per_batch, least=1, optional=True)
+        _check_number("num_workers", num_workers, least=0)
+        _check_number("seed", seed, least=0)
         _check_choice("overlong", overlong, OVERLONG)
         _check_choice("on_bad_row", on_bad_row, ("error", "skip"))
+        _check_choice("on_bad_media", on_bad_media, ("error", "mask"))
+        if max_bad_media is not None and max_bad_media < 0:
+            raise ValueError(f"data.max_bad_media must be 0 or more, or null, got {max_bad_media}")
         _check_choice("order", order, ("shuffled", "grouped", "sequential"))
         _check_choice("pixels", pixels, ("uint8", "float32"))
         if not sources:
@@ -107,6 +131,8 @@ class PackedDataModule(L.LightningDataModule):
         self.max_tokens = max_tokens
         self.overlong: Overlong = overlong
         self.on_bad_row: OnBadRow = on_bad_row
+        self.on_bad_media: OnBadMedia = on_bad_media
+        self.max_bad_media = max_bad_media
         self.pack_budget = Budget(
             rows=None if tokens_per_batch else batch_size, tokens=tokens_per_batch, patches=patches_per_batch
         )
@@ -141,18 +167,40 @@ class PackedDataModule(L.LightningDataModule):
             DataError: a bad or over-long row where that is an error, or no row is left.
             ConfigError: a row that no pack can hold, or a plan without rows or end.
         """
+        self.count(processor)
+        self.judge_rows(require_media=require_media)
+        self.plan_packs(num_epochs=num_epochs, max_packs=max_packs)
+
+    def count(self, processor: Processor, *, limit_each: int | None = None) -> None:
+        """Count the rows, or take the counts from the cache.
+
+        Args:
+            processor: What rows are encoded with; its pixel limits are this data's.
+            limit_each: Only the first so many rows of each source.
+
+        Raises:
+            DataError: a manifest that is empty or broken as a whole.
+        """
         self.processor = processor
         self.index: Index = build_index(
             self.sources,
             processor,
             cache_dir=self.cache_dir,
             limit=self.limit,
+            limit_each=limit_each,
             allow_absolute_paths=self.allow_absolute_paths,
             num_processes=self.num_workers,
         )
+
+    def judge_rows(self, *, require_media: bool) -> None:
+        """Say of every counted row what becomes of it.
+
+        Raises:
+            DataError: a bad or over-long row where that is an error.
+        """
         self.judgement = judge(
             self.index,
-            processor,
+            self.processor,
             on_bad_row=self.on_bad_row,
             max_tokens=self.max_tokens,
             overlong=self.overlong,
@@ -161,6 +209,14 @@ class PackedDataModule(L.LightningDataModule):
         )
         if self.held_out_share:
             self._hold_out()
+
+    def plan_packs(self, *, num_epochs: int | None, max_packs: int | None) -> None:
+        """Plan the packs of the rows that can be trained on.
+
+        Raises:
+            DataError: no row is left.
+            ConfigError: a row that no pack can hold, or a plan without rows or end.
+        """
         rows = self.judgement.plan_rows()
         if not len(rows):
             told = ", ".join(f"{count} {word}" for word, count in self.judgement.counts().items())
@@ -180,7 +236,7 @@ class PackedDataModule(L.LightningDataModule):
                 order=self.order,
                 heaviest_first=self.heaviest_first,
                 weights=[source.weight for source in self.sources],
-                contents=[self.index.key],
+                contents=_packed_contents(self.index, self.processor),
             )
         except ValueError as error:
             raise ConfigError(f"data: {error}. Check trainer.max_epochs, trainer.max_steps and the weights.") from error
@@ -225,7 +281,7 @@ class PackedDataModule(L.LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches
         slots = self.steps(self.trainer.world_size, accumulate).slots(self.trainer.global_rank)
         return PlanLoader(
-            PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits),
+            self.pack_dataset(),
             sampler=SlotSampler(slots, num_done=self.start_step * accumulate),
             batch_size=None,
             num_workers=self.num_workers,
@@ -235,12 +291,45 @@ class PackedDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def accounting(self) -> dict[str, Any]:
+    def pack_dataset(self) -> PackDataset:
+        """What encodes the judged rows."""
+        return PackDataset(
+            index=self.index,
+            processor=self.processor,
+            pixels=self.pixels,
+            fits=self.judgement.fits,
+            on_bad_media=self.on_bad_media,
+        )
+
+    def accounting(self, num_packs: int | None = None, *, masked: Sequence[MaskedRow] = ()) -> dict[str, Any]:
         """For `report.json`: what became of every row, by source and reason, with the first of each.
 
-        `read = trained + skipped + masked + overlong` holds by construction.
+        Every row has one fate, so `read = trained + skipped + masked + overlong`; see `Judgement.accounting`.
+
+        Args:
+            num_packs: Packs of the plan that were trained on; None: all.
+            masked: Rows whose media could not be read while training; each is named.
         """
-        return self.judgement.accounting(self.plan.rows)
+        reached = len(self.plan) if num_packs is None else num_packs
+        judged = self.judgement.with_masked([row for row, _, _ in masked])
+        told = judged.accounting(self.plan.rows, num_reached=int(self.plan.starts[reached]))
+        return told | {"overlong": self.judgement.overlong_cases(), "masked": self._masked(masked)}
+
+    def _masked(self, masked: Sequence[MaskedRow]) -> dict[str, Any]:
+        return {
+            "policy": self.on_bad_media,
+            "max_bad_media": self.max_bad_media,
+            "by_reason": dict(Counter(reason for _, reason, _ in masked).most_common()),
+            "rows": [
+                {
+                    "where": str(self.index.origin(row)),
+                    "id": row_id(self.index.read(row)),
+                    "reason": reason,
+                    "finding": finding,
+                }
+                for row, reason, finding in masked
+            ],
+        }
 
     def _check_budget(self, rows: PlanRows) -> None:
         """Refuse rows that exceed the budget of a pack by themselves."""
@@ -262,6 +351,29 @@ def _start_worker(number: int) -> None:
     settle_worker(number)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def _packed_contents(index: Index, processor: Processor) -> list[str]:
+    """What packs depend on besides the counts of their rows: manifests, processor, and limits of single sources.
+
+    Not where manifests and media lie: a run can be resumed after its data has moved. That the media there are the same is
+    seen in the counts, and again when each row is loaded.
+    """
+    limits = [json.dumps(dict(source.limits), sort_keys=True) for source in index.sources]
+    return [*index.contents, processor.fingerprint, *limits]
+
+
+def _check_number(name: str, value: object, *, least: int, optional: bool = False, whole: bool = True) -> None:
+    """Refuse what is no number, or too small a one, by its key and before anything is read.
+
+    Raises:
+        ConfigError: naming the key and what was found.
+    """
+    kinds = (int,) if whole else (int, float)
+    if (value is None and optional) or (type(value) in kinds and cast(float, value) >= least):
+        return
+    wanted = f"{'a whole number' if whole else 'a number'} of at least {least}{' or null' if optional else ''}"
+    raise ConfigError(f"data.{name}={value}: wanted {wanted}.")
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

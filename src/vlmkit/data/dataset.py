@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vlmkit.batch import Batch, Sample
-from vlmkit.data.collation import PackInfo, pack_samples
+from vlmkit.batch import Batch, MaskedRow, Sample
+from vlmkit.conversation import Conversation
+from vlmkit.data.collation import PackInfo, idle_sample, pack_samples
 from vlmkit.data.dealing import Slot
 from vlmkit.data.index import Index
 from vlmkit.data.manifest import processors_of
 from vlmkit.data.overlong import Fits
 from vlmkit.errors import DataError
 from vlmkit.processing.encode import Pixels, encode_example
+from vlmkit.processing.media import media_name
 from vlmkit.processing.processor import Processor
+
+OnBadMedia = Literal["error", "mask"]
+BAD_MEDIA = frozenset(
+    {
+        "aspect_ratio",
+        "changed_media",
+        "empty_media",
+        "frame_sizes",
+        "media_timeout",
+        "missing_media",
+        "too_many_pixels",
+        "unreadable_media",
+    }
+)
+"""Reasons that lie in a medium; whatever else is wrong with a row stops the run under `mask` as well."""
 
 
 class PackDataset(Dataset[Batch]):
@@ -26,14 +43,24 @@ class PackDataset(Dataset[Batch]):
         processor: Encodes them.
         pixels: See `encode_example`.
         fits: How over-long rows were made to fit.
+        on_bad_media: `error`, or `mask`: a row whose media cannot be read keeps its place with one unsupervised token.
     """
 
-    def __init__(self, *, index: Index, processor: Processor, pixels: Pixels, fits: Fits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        index: Index,
+        processor: Processor,
+        pixels: Pixels,
+        fits: Fits | None = None,
+        on_bad_media: OnBadMedia = "error",
+    ) -> None:
         self.index = index
         self.processor = processor
         self.processors = processors_of(index.sources, processor)
         self.fits = fits or Fits(None)
         self.pixels: Pixels = pixels
+        self.on_bad_media: OnBadMedia = on_bad_media
 
     def __getitem__(self, slot: Slot) -> Batch:
         """Encode the rows of a slot.
@@ -41,12 +68,27 @@ class PackDataset(Dataset[Batch]):
         Raises:
             DataError: a row cannot be read, or no longer has the tokens that it was counted with.
         """
-        samples = [self.sample(row) for row in slot.rows]
+        masked: list[MaskedRow] = []
+        samples = [self._sample_or_mask(row, masked) for row in slot.rows]
         sources = tuple(int(self.index.source[row]) for row in slot.rows)
         info = PackInfo(
-            pack=slot.pack, rows=slot.rows, sources=sources, step_supervised_tokens=slot.step_supervised_tokens
+            pack=slot.pack,
+            rows=slot.rows,
+            sources=sources,
+            step_supervised_tokens=slot.step_supervised_tokens,
+            pixels=self.pixels,
+            masked=tuple(masked),
         )
         return pack_samples(samples, self.processor, info)
+
+    def _sample_or_mask(self, row: int, masked: list[MaskedRow]) -> Sample:
+        try:
+            return self.sample(row)
+        except DataError as error:
+            if self.on_bad_media == "error" or error.reason not in BAD_MEDIA:
+                raise
+            masked.append((row, error.reason, error.finding))
+            return idle_sample(self.processor, self.pixels)
 
     def sample(self, row: int) -> Sample:
         """Encode a row as it is trained.
@@ -63,12 +105,23 @@ class PackDataset(Dataset[Batch]):
         found = len(sample["input_ids"])
         if found != counted:
             raise DataError(
-                f"has {found} tokens now and had {counted} when it was counted: one of its media has changed. "
-                "Start the run anew, so that it is counted again.",
+                f"has {found} tokens now and had {counted} when it was counted: one of its media has changed, or "
+                f"data.video_reader reads one otherwise. They are now: {_told_media(conversation, sample, processor)}. Start "
+                "the run anew, so that it is counted again.",
                 reason="changed_media",
                 origin=self.index.origin(row),
             )
         return sample
+
+
+def _told_media(conversation: Conversation, sample: Sample, processor: Processor) -> str:
+    """Each medium with the size and the visual tokens that it has as it is trained."""
+    side, merged = processor.geometry.patch_size, processor.geometry.merge_size**2
+    told: list[str] = []
+    for part, (times, rows, columns) in zip(conversation.media, sample["grid_thw"].tolist(), strict=True):
+        tokens = times * rows * columns // merged
+        told.append(f"{media_name(part)} at {columns * side} x {rows * side} pixels, {tokens} tokens")
+    return "; ".join(told) or "none"
 
 
 class SlotSampler(Sampler[Slot]):

@@ -52,6 +52,7 @@ def build_index(
     *,
     cache_dir: Path,
     limit: int | None = None,
+    limit_each: int | None = None,
     allow_absolute_paths: bool = False,
     num_processes: int = 0,
 ) -> Index:
@@ -64,6 +65,7 @@ def build_index(
         processor: What the rows are counted with.
         cache_dir: Directory of the cache; made where it is not there.
         limit: Only the first so many rows, of all sources together and in their order.
+        limit_each: Only the first so many rows of each source.
         allow_absolute_paths: Whether media may lie outside the roots.
         num_processes: Processes to count with, where there are rows enough for them.
 
@@ -75,7 +77,7 @@ def build_index(
     _make_directory(cache_dir)
     sources = [_localised(source, cache_dir) for source in sources]
     contents = tuple(content_hash(source.file, cache_dir) for source in sources)
-    key = _index_key(sources, contents, processor, limit, allow_absolute_paths)
+    key = _index_key(sources, contents, processor, (limit, limit_each), allow_absolute_paths)
     path = cache_dir / f"index-{key[:32]}.bin"
     builder = _Builder(
         path=path,
@@ -85,6 +87,7 @@ def build_index(
         meter=RowMeter(sources, processor, allow_absolute_paths=allow_absolute_paths),
         cache_dir=cache_dir,
         limit=limit,
+        limit_each=limit_each,
         num_processes=num_processes,
     )
 
@@ -135,6 +138,7 @@ class _Builder:
     meter: RowMeter
     cache_dir: Path
     limit: int | None
+    limit_each: int | None
     num_processes: int
 
     def build(self) -> None:
@@ -156,7 +160,7 @@ class _Builder:
                     source.file,
                     content=self.contents[number],
                     cache_dir=self.cache_dir,
-                    limit=left,
+                    limit=min((most for most in (left, self.limit_each) if most is not None), default=None),
                     by_structure=number in by_structure,
                 )
             spans.append(found)
@@ -395,10 +399,11 @@ def _index_key(
     sources: Sequence[Source],
     contents: Sequence[str],
     processor: Processor,
-    limit: int | None,
+    limits: tuple[int | None, int | None],
     allow_absolute_paths: bool,
 ) -> str:
-    told = {
+    limit, limit_each = limits
+    told: dict[str, object] = {
         "schema": SCHEMA,
         "contents": contents,
         "roots": [str(source.root.resolve()) for source in sources],
@@ -407,6 +412,8 @@ def _index_key(
         "limit": limit,
         "allow_absolute_paths": allow_absolute_paths,
     }
+    if limit_each is not None:
+        told["limit_each"] = limit_each
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

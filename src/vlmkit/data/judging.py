@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -18,10 +19,13 @@ from vlmkit.processing.processor import Processor
 OnBadRow = Literal["error", "skip"]
 MAX_FAULTS_SHOWN = 5
 MAX_OVERLONG_LISTED = 1000
-TRAINED, TEXT_ONLY, OVER_LONG, NOT_DRAWN = "trained", "text_only", "overlong", "not_drawn"
+TRAINED, TEXT_ONLY, OVER_LONG, NOT_DRAWN, NOT_REACHED = "trained", "text_only", "overlong", "not_drawn", "not_reached"
+MASKED = "masked"
 _FINDINGS = {
     TEXT_ONLY: "no image or video, so it trains nothing where only the merger learns.",
+    MASKED: "a medium of it could not be read while training; `masked` says which and why.",
     NOT_DRAWN: "the plan ends before it, or its source's weight leaves it out.",
+    NOT_REACHED: "it stands in the plan, and the run ended before it.",
 }
 
 
@@ -83,24 +87,48 @@ class Judgement:
         known = next((fault.finding for fault in self.index.faults if fault.row == row), None)
         return _FINDINGS.get(word) or known or f"{word}."
 
-    def accounting(self, planned: NDArray[np.int32]) -> dict[str, Any]:
+    def with_masked(self, rows: Iterable[int]) -> Judgement:
+        """The verdicts after training, where the media of some rows could not be read.
+
+        A row that was masked once is masked, even where another epoch could read it.
+        """
+        verdict = self.verdict.copy()
+        verdict[list(rows)] = len(self.words)
+        return replace(self, words=(*self.words, MASKED), verdict=verdict)
+
+    def accounting(self, planned: NDArray[np.int32], *, num_reached: int) -> dict[str, Any]:
         """For `report.json`: what became of every row, by source and reason, with the first of each.
 
-        `read = trained + skipped + masked + overlong` holds by construction.
+        A row is counted once, however often it was seen: under `trained` if it was trained on at all, else under the one
+        reason why not. So `read = trained + skipped + masked + overlong` for every source.
 
         Args:
-            planned: Rows of the plan; a row that could be trained and is not among them is skipped as `not_drawn`.
+            planned: Rows of the plan, in its order. A row that could be trained and is not among them is skipped as
+                `not_drawn`.
+            num_reached: How many of them were trained on; a row that stands only behind these is skipped as
+                `not_reached`.
         """
-        drawn = np.zeros(len(self.index), dtype=np.bool_)
+        drawn, reached = np.zeros((2, len(self.index)), dtype=np.bool_)
         drawn[planned] = True
-        words = (*self.words, NOT_DRAWN)
-        verdict = np.where((self.verdict == 0) & ~drawn, len(words) - 1, self.verdict)
+        reached[planned[:num_reached]] = True
+        words = (*self.words, NOT_DRAWN, NOT_REACHED)
+        usable = self.verdict == OK
+        verdict = np.where(usable & ~drawn, words.index(NOT_DRAWN), self.verdict)
+        verdict = np.where(usable & drawn & ~reached, words.index(NOT_REACHED), verdict)
         final = replace(self, words=words, verdict=verdict.astype(np.uint8))
         first: dict[str, dict[str, str]] = {}
         for word in words[1:]:
             if len(rows := final.rows(word)):
                 first[word] = {"where": str(self.index.origin(int(rows[0]))), "finding": final.finding(int(rows[0]))}
-        return {"sources": final.by_source(), "first_of_each": first, "overlong": self.overlong_cases()}
+        sources = final.by_source()
+        for told in sources.values():
+            assert told["read"] == told["trained"] + told["skipped"] + told["masked"] + told["overlong"], told
+        return {
+            "samples": num_reached,
+            "sources": sources,
+            "first_of_each": first,
+            "overlong": self.overlong_cases(),
+        }
 
     def by_source(self) -> dict[str, dict[str, Any]]:
         """Counts of each source, under its name."""
@@ -109,12 +137,13 @@ class Judgement:
             verdicts = self.verdict[self.index.source == number]
             skipped = _counted(verdicts, self.words)
             trained, overlong = skipped.pop(TRAINED, 0), skipped.pop(OVER_LONG, 0)
+            masked = skipped.pop(MASKED, 0)
             told[source.name] = {
                 "path": str(source.path),
                 "read": len(verdicts),
                 "trained": trained,
                 "skipped": sum(skipped.values()),
-                "masked": 0,
+                "masked": masked,
                 "overlong": overlong,
                 "skipped_by_reason": skipped,
             }

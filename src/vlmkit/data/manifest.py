@@ -79,14 +79,21 @@ def resolve_sources(sources: Sequence[str | Path | Mapping[str, object]], *, roo
         The sources in order; names are the files' stems, numbered where they repeat.
 
     Raises:
-        ConfigError: no source, an unknown key, a value of the wrong kind, or a file that is not there.
+        ConfigError: no source, an unknown key, a value of the wrong kind, or a file that is not there; of several such
+            sources all are named.
     """
     if not sources:
         raise ConfigError("data.sources is empty. Name at least one manifest, as in data.sources=[train.json].")
     found: list[Source] = []
+    wrong: list[str] = []
     for number, entry in enumerate(sources):
         where = f"data.sources[{number}]"
-        found.append(_resolve_source(entry, where, root, taken={source.name for source in found}))
+        try:
+            found.append(_resolve_source(entry, where, root, taken={source.name for source in found}))
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(dict.fromkeys(wrong)))
     return found
 
 
@@ -187,6 +194,16 @@ def decode_row(text: bytes, *, origin: Origin, root: Path, allow_absolute_paths:
             origin=origin,
         ) from None
     return parse_row(raw, origin=origin, root=root, allow_absolute_paths=allow_absolute_paths)
+
+
+def row_id(text: bytes) -> str | None:
+    """What a row calls itself (`id`), as text; None where it does not."""
+    try:
+        raw = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    found = cast(dict[str, object], raw).get("id") if isinstance(raw, dict) else None
+    return None if found is None else str(found)
 
 
 def parse_row(raw: object, *, origin: Origin, root: Path, allow_absolute_paths: bool = False) -> Conversation:

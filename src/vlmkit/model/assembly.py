@@ -144,6 +144,20 @@ class Assembly:
         }
         return VLM(model=model, processor_source=self.processor_source, report=report, provenance=provenance)
 
+    def config(self) -> Qwen3VLConfig:
+        """The config of the assembled model, from the parts' configs and tokenizers alone.
+
+        Raises:
+            AssemblyError: the parts do not fit.
+            CheckpointError: files are missing or damaged.
+        """
+        places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
+        return self._merged(places, torch.float32)[0]
+
+    def weight_places(self) -> dict[str, Path]:
+        """Directories whose weights it is made of, by the setting that names them."""
+        return {f"model.{part}": self._place(part) for part in ("vision_encoder", "language_model")}
+
     def skeleton(self) -> Qwen3VLForConditionalGeneration:
         """The model that `build` would make, on the meta device.
 
@@ -370,6 +384,22 @@ class WholeCheckpoint:
             provenance={"sources": {"path": self.path}, "dtype": str(dtype)},
         )
 
+    def config(self) -> Qwen3VLConfig:
+        """Its config.
+
+        Raises:
+            AssemblyError: it is of another family.
+            CheckpointError: files are missing or damaged.
+        """
+        config = _read_config(resolve(self.path, key="model.path"))
+        if config.model_type != "qwen3_vl":
+            raise AssemblyError(f"model.path: {self.path} is a {config.model_type}; supported: qwen3_vl.")
+        return config
+
+    def weight_places(self) -> dict[str, Path]:
+        """The directory of its weights, by the setting that names it."""
+        return {"model.path": resolve(self.path, key="model.path")}
+
     def skeleton(self) -> Qwen3VLForConditionalGeneration:
         """The model on the meta device: names and shapes of all tensors are checked, no weight is read.
 
@@ -384,13 +414,10 @@ class WholeCheckpoint:
         return model
 
     def _on_meta(self) -> tuple[Qwen3VLForConditionalGeneration, TensorReader]:
-        place = resolve(self.path, key="model.path")
-        config = _read_config(place)
-        if config.model_type != "qwen3_vl":
-            raise AssemblyError(f"model.path: {self.path} is a {config.model_type}; supported: qwen3_vl.")
+        config = self.config()
         with torch.device("meta"):
             model = Qwen3VLForConditionalGeneration(config)
-        return model, TensorReader(place)
+        return model, TensorReader(resolve(self.path, key="model.path"))
 
     def _find(self, model: nn.Module, name: str, reader: TensorReader) -> str:
         there = _name_in(reader, name)

@@ -73,6 +73,14 @@ class TensorReader:
         """Name of the file that holds a tensor."""
         return self._entries[name][0].name
 
+    def cut_off(self) -> list[tuple[Path, str]]:
+        """Files that end before their tensors do, each with the first tensor that is not whole."""
+        found: dict[Path, str] = {}
+        for name, (path, _, _, start, length) in sorted(self._entries.items(), key=lambda item: item[1][3]):
+            if path not in found and start + length > path.stat().st_size:
+                found[path] = name
+        return list(found.items())
+
     def read(self, name: str) -> Tensor:
         """Read a tensor into fresh memory.
 

@@ -233,7 +233,7 @@ def _medium(
 ) -> ShownMedium:
     frames = from_patches(patches, grid, processor.geometry)
     if isinstance(part, VideoPart):
-        header, place = video_header(part), layout(part, processor)
+        header, place = video_header(part, processor.reading), layout(part, processor)
         frames = frames[: MAX_FRAME_PAIRS * processor.geometry.temporal_patch_size]
         original, numbers = (header.height, header.width), list(place.frames)
         stamps = [f"{seconds:.1f}" for seconds in place.seconds]

@@ -253,6 +253,11 @@ def _check_size(height: int, width: int, name: str) -> None:
         )
 
 
+def media_name(part: ImagePart | VideoPart) -> str:
+    """What messages call an image or video."""
+    return _name(part)
+
+
 def _name(part: ImagePart | VideoPart) -> str:
     if isinstance(part.source, bytes):
         return f"<{len(part.source)} bytes>"

@@ -19,8 +19,8 @@ from vlmkit.training.optim import Group
 from vlmkit.training.steplines import append_line, cut_back, read_lines
 
 SCHEMA = "vlmkit.train/1"
-DATA_WAIT_SHOWN = 0.05
-"""Share of the time spent waiting for data above which it is said in words."""
+WAIT_TOLD = 0.05
+"""Share of the time spent waiting for data from which it is said in words."""
 
 
 class StepLog(Callback):
@@ -60,14 +60,14 @@ class StepLog(Callback):
         self.progress = progress
         self.flops_of = flops_of
         self.peak_flops = peak_flops
-        self.warned = False
         self.totals = {"supervised_tokens": 0, "tokens": 0, "patches": 0, "samples": 0}
         self.last: dict[str, Any] = {}
+        self.wait_told = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Cut the log back to where the run stands, and open the bar."""
         self.device = pl_module.device
-        self.step = trainer.global_step
+        self.step = self.first_step = trainer.global_step
         self.started = self.mark = self.batch_ended = time.perf_counter()
         self.bar = None
         self._reset()
@@ -140,7 +140,8 @@ class StepLog(Callback):
         supervised = len(batch["targets"])
         flops = self.flops_of(batch) if self.flops_of is not None and self.peak_flops else 0.0
         self.counts[:5] += torch.tensor(
-            [sum(batch["seqlens"]), patches, len(batch["rows"]), supervised, flops], dtype=torch.float64
+            [sum(batch["seqlens"]), patches, len(batch["rows"]) - len(batch["masked"]), supervised, flops],
+            dtype=torch.float64,
         )
         sources = (
             torch.tensor(batch["sources"])[batch["target_samples"].cpu()]
@@ -182,7 +183,6 @@ class StepLog(Callback):
             "loss_by_source": by_source,
         }
         self._tell(trainer)
-        self._warn(trainer)
         self.mark = now
         self._reset()
 
@@ -201,19 +201,24 @@ class StepLog(Callback):
         if self.bar is not None:
             speed, wait = self.last["tokens_per_second"], self.last["data_wait"]
             self.bar.set_postfix_str(f"loss {self.last['loss']:.4f}, {speed:,.0f} tok/s, data wait {wait:.0%}")
+        words = wait_in_words(self.last["data_wait"])
+        if (
+            words and not self.wait_told and self.step > self.first_step + self.every_n_steps
+        ):  # workers start in the first
+            self.wait_told = True
+            tqdm.write(f"Step {self.step}: {words}")
         for logger in trainer.loggers:
             logger.log_metrics(_flat(self.last), step=self.step)
 
-    def _warn(self, trainer: L.Trainer) -> None:
-        """Say once, in words, that the data is what one waits for; the first line counts the start of the workers."""
-        share = self.last["data_wait"]
-        if self.warned or share <= DATA_WAIT_SHOWN or self.mark == self.started or not trainer.is_global_zero:
-            return
-        self.warned = True
-        tqdm.write(
-            f"Step {self.step}: {share:.0%} of the time since the last line went into waiting for data. Raise data.num_workers, "
-            "put the media on a faster disk, or lower data.image_max_pixels; data_wait in train.jsonl tells how it goes on."
-        )
+
+def wait_in_words(share: float) -> str | None:
+    """What a share of the time (0 to 1) spent waiting for data means, where it is worth a word."""
+    if share <= WAIT_TOLD:
+        return None
+    return (
+        f"{share:.0%} of the time went by waiting for samples while the device idled. Raise data.num_workers, lower "
+        "data.image_max_pixels, or put the media on a faster disk."
+    )
 
 
 def grad_norms(groups: list[Group]) -> dict[str, Tensor]:
