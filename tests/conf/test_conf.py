@@ -292,13 +292,13 @@ def test_a_setting_of_the_wrong_type_is_told_by_its_key():
 
 @pytest.mark.parametrize("option", ["cambrian_737k", "cambrian_7m"])
 def test_data_that_must_be_downloaded_asks_where_it_is(option):
-    from vlmkit.config import build
+    from vlmkit.cli.validating import make_data
     from vlmkit.errors import ConfigError
 
     with pytest.raises(ConfigError, match=r"^data\.root must be given: there is no default\. Add data\.root=\.\.\.$"):
-        build(composed("train", f"data={option}").data, object)
+        make_data(composed("train", f"data={option}").data)
     with pytest.raises(ConfigError, match=r"no file at '/nowhere/Cambrian7\w+\.jsonl'"):
-        build(composed("train", f"data={option}", "data.root=/nowhere").data, object)
+        make_data(composed("train", f"data={option}", "data.root=/nowhere").data)
 
 
 def test_what_choices_share_is_no_choice():

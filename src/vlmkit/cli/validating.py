@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, open_dict
 
 from vlmkit.config import benchmark_nodes, build
 from vlmkit.data.datamodule import PackedDataModule
@@ -47,8 +48,7 @@ def held_out_data(config: DictConfig, data: PackedDataModule, processor: Process
         return data
     if "sources" not in config.data:
         raise ConfigError("data.validation: a manifest needs data=llava; here a share can be held out, such as 0.1.")
-    node = cast(DictConfig, OmegaConf.merge(_without_validation(config.data), {"sources": [wanted], "limit": None}))
-    other = build(node, PackedDataModule, "data")
+    other = build(_without_validation(config.data, sources=[wanted], limit=None), PackedDataModule, "data")
     other.order, other.heaviest_first = "sequential", False
     other.prepare(processor=processor, num_epochs=1, max_packs=None, require_media=False)
     other.held_out_plan = other.plan
@@ -131,7 +131,11 @@ def _benchmarks(config: DictConfig, run_dir: Path, module: TrainingModule, proce
     )
 
 
-def _without_validation(node: DictConfig) -> DictConfig:
-    plain = cast("dict[str, Any]", OmegaConf.to_container(node, resolve=True))
-    plain.pop("validation", None)
-    return OmegaConf.create(plain)
+def _without_validation(node: DictConfig, **changed: object) -> DictConfig:
+    """What the datamodule itself takes; a copy that still hangs in the config, so that references resolve."""
+    taken = copy.deepcopy(node)
+    with open_dict(taken):
+        taken.pop("validation", None)
+        for name, value in changed.items():
+            taken[name] = value
+    return taken
