@@ -1,8 +1,7 @@
-"""The gradient of one optimiser step of a real Trainer, in fp64; run as a module it takes two ranks."""
+"""The gradient of one optimiser step of a real Trainer, in fp64."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,22 @@ from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.model.assembly import WholeCheckpoint
 from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.packed import PackedVLM
+from vlmkit.model.parts import set_checkpointing
 from vlmkit.processing.encode import encode_example
 from vlmkit.processing.processor import load_processor
 from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
+from vlmkit.training.shards import whole
 
 
 class Catch(Callback):
     """Keeps the gradients of the first optimiser step, before clipping."""
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.grads = {name: p.grad.clone() for name, p in pl_module.packed.hf.named_parameters()}
+        self.grads = {
+            name: whole(p.grad).clone() for name, p in pl_module.packed.hf.named_parameters() if p.requires_grad
+        }
 
 
 def datamodule(manifest: Path, cache: Path, batch_size: int) -> PackedDataModule:
@@ -41,23 +44,45 @@ def datamodule(manifest: Path, cache: Path, batch_size: int) -> PackedDataModule
 
 
 def gradients(
-    manifest: Path, checkpoint: Path, cache: Path, *, batch_size: int, accumulate: int, devices: int, out: Path
+    manifest: Path,
+    checkpoint: Path,
+    cache: Path,
+    *,
+    batch_size: int,
+    accumulate: int,
+    devices: int,
+    out: Path,
+    strategy: Any = "ddp",
+    frozen: tuple[str, ...] = (),
+    checkpointing: bool = False,
 ) -> dict[str, Any]:
     """Train one step on all rows with a real Trainer; loss per supervised token and gradients."""
     data = datamodule(manifest, cache, batch_size)
     processor = load_processor(checkpoint, budget=data.budget)
     data.prepare(processor=processor, num_epochs=1, max_packs=None, require_media=False)
 
-    def make_model() -> PackedVLM:
-        hf = WholeCheckpoint(path=checkpoint, processor=None).build(dtype=torch.float64).model
+    def packed(hf) -> PackedVLM:
+        set_checkpointing(hf, vision_encoder=checkpointing, language_model=checkpointing)
         return PackedVLM(hf, pixel_mean=processor.pixel_mean, pixel_std=processor.pixel_std)
 
+    source = WholeCheckpoint(path=checkpoint, processor=None)
+
+    def make_sketch():
+        sketch = source.sketch(dtype=torch.float64)
+        return packed(sketch.model), sketch.read
+
     plan = OptimizerPlan(
-        lr=1e-3, lr_vision_encoder=None, lr_merger=None, lr_language_model=None, weight_decay=0.0, beta1=0.9,
-        beta2=0.999, eps=1e-8, schedule="constant", warmup_ratio=0.0, min_lr_ratio=0.0,
+        lr=1e-3, lr_vision_encoder=None, lr_merger=None, lr_language_model=None, layer_decay=1.0, weight_decay=0.0, beta1=0.9,
+        beta2=0.999, eps=1e-8, fp32_masters=True, optimizer=None, schedule="constant", warmup_ratio=0.0, min_lr_ratio=0.0,
     )  # fmt: skip
-    freeze = FreezePolicy(vision_encoder=False, merger=False, language_model=False)
-    module = TrainingModule(make_model=make_model, freeze=freeze, optimizer_plan=plan, count_steps=data.num_steps)
+    freeze = FreezePolicy(**{part: part in frozen for part in ("vision_encoder", "merger", "language_model")})
+    module = TrainingModule(
+        make_model=lambda: packed(source.build(dtype=torch.float64).model),
+        make_sketch=make_sketch,
+        freeze=freeze,
+        optimizer_plan=plan,
+        count_steps=data.num_steps,
+    )
     log = StepLog(
         path=out / "train.jsonl",
         every_n_steps=1,
@@ -68,13 +93,19 @@ def gradients(
     )
     catch = Catch()
     trainer = L.Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", precision="64-true", max_epochs=1,
+        accelerator="cpu", devices=devices, strategy=strategy if devices > 1 else "auto",
+        precision="64-true" if strategy == "ddp" else "32-true", max_epochs=1, gradient_clip_val=1.0,
         accumulate_grad_batches=accumulate, use_distributed_sampler=False, enable_checkpointing=False, logger=False,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[catch, log], default_root_dir=out,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     assert trainer.global_step == 1
-    return {"loss": log.last["loss"] if trainer.is_global_zero else None, "grads": catch.grads}
+    return {
+        "loss": log.last["loss"] if trainer.is_global_zero else None,
+        "grads": catch.grads,
+        "norms": log.last["grad_norm"],
+        "after": {name: whole(p.detach()).clone() for name, p in module.packed.hf.named_parameters()},
+    }
 
 
 def reference_gradients(manifest: Path, checkpoint: Path, cache: Path) -> dict[str, Any]:
@@ -100,10 +131,3 @@ def reference_gradients(manifest: Path, checkpoint: Path, cache: Path) -> dict[s
     loss = total / count
     loss.backward()
     return {"loss": loss.item(), "grads": {name: p.grad for name, p in stock.named_parameters()}}
-
-
-if __name__ == "__main__":
-    rows, model, cached, folder = map(Path, sys.argv[1:])
-    found = gradients(rows, model, cached, batch_size=2, accumulate=2, devices=2, out=folder)
-    if found["loss"] is not None:
-        torch.save(found, folder / "gradients.pt")

@@ -48,6 +48,7 @@ def fit(
     plan = OptimizerPlan(
         lr=lr, lr_vision_encoder=None, lr_merger=None, lr_language_model=None, weight_decay=0.1, beta1=0.9,
         beta2=0.999, eps=1e-8, schedule="constant", warmup_ratio=0.0, min_lr_ratio=0.0,
+        layer_decay=1.0, fp32_masters=True, optimizer=None,
     )  # fmt: skip
     freeze = FreezePolicy(vision_encoder=merger_only, merger=False, language_model=merger_only)
     module = kind(make_model=make_model, freeze=freeze, optimizer_plan=plan, count_steps=data.num_steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -14,8 +16,8 @@ NAMES = ["model.visual.blocks.0.w", "model.visual.merger.w", "model.language_mod
 
 def plan(**changes):
     settings = dict(
-        lr=1.0, lr_vision_encoder=None, lr_merger=None, lr_language_model=None, weight_decay=0.1, beta1=0.9, beta2=0.99,
-        eps=1e-8, schedule="cosine", warmup_ratio=0.1, min_lr_ratio=0.0,
+        lr=1.0, lr_vision_encoder=None, lr_merger=None, lr_language_model=None, layer_decay=1.0, weight_decay=0.1, beta1=0.9, beta2=0.99,
+        eps=1e-8, fp32_masters=True, optimizer=None, schedule="cosine", warmup_ratio=0.1, min_lr_ratio=0.0,
     )  # fmt: skip
     return OptimizerPlan(**settings | changes)
 
@@ -71,6 +73,31 @@ def test_min_lr_ratio_is_what_is_left():
 def test_settings_that_cannot_work_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         plan(**changes)
+
+
+def test_layers_below_learn_more_slowly():
+    names = ["visual.pos_embed.weight", "visual.blocks.0.w", "visual.blocks.1.w", "visual.merger.w"]
+    names += ["language_model.embed_tokens.weight", "language_model.layers.0.w", "language_model.norm.w"]
+    made = [(f"model.{name}", nn.Parameter(torch.zeros(2, 2))) for name in names]
+    rates = {g.name: g.lr for g in parameter_groups(made, plan(layer_decay=0.5))}
+    assert rates == {
+        "vision_encoder/layer_02": 1.0,
+        "vision_encoder/layer_01": 0.5,
+        "vision_encoder/layer_00": 0.25,
+        "merger": 1.0,
+        "language_model/layer_02": 1.0,
+        "language_model/layer_01": 0.5,
+        "language_model/layer_00": 0.25,
+    }
+    with pytest.raises(ValueError, match=r"optim.layer_decay must lie above 0"):
+        plan(layer_decay=0.0)
+
+
+def test_another_optimiser_gets_the_groups():
+    groups = parameter_groups(parameters(), plan())
+    made = make_optimizer(groups, plan(optimizer=partial(torch.optim.SGD, momentum=0.9)))
+    assert isinstance(made, torch.optim.SGD)
+    assert [(g["lr"], g["weight_decay"], g["momentum"]) for g in made.param_groups][0] == (1.0, 0.1, 0.9)
 
 
 def test_the_table_names_groups_and_what_is_frozen():

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlmkit.cli.checks import Checked
 from vlmkit.cli.findings import Mark, Section, many
-from vlmkit.cli.training import most_packs, needs_media, take_up
+from vlmkit.cli.training import make_lora, most_packs, needs_media, take_up
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.judging import OVER_LONG, TEXT_ONLY, TRAINED, Judgement
 from vlmkit.data.plan import PlanRows
@@ -43,7 +43,9 @@ def data_section(checked: Checked) -> Section:
     data.on_bad_row = "skip"  # everything is to be told, not the first fault only
     data.overlong = "drop" if overlong == "error" else overlong
     with section.guarded():
-        data.judge_rows(require_media=needs_media(checked.freeze) if checked.freeze else False)
+        data.judge_rows(
+            require_media=needs_media(checked.freeze, make_lora(checked.config.model.lora)) if checked.freeze else False
+        )
         checked.judged = True
     if not checked.judged:
         return section

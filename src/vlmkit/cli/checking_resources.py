@@ -12,7 +12,7 @@ import torch
 
 from vlmkit.cli.checks import Checked
 from vlmkit.cli.findings import Section
-from vlmkit.cli.training import Run, make_bad_media, make_module
+from vlmkit.cli.training import Run, make_bad_media, make_lora, make_module
 from vlmkit.data.dealing import IDLE, Slot
 from vlmkit.data.plan import pack_weights
 from vlmkit.training.trial import try_packs
@@ -105,6 +105,7 @@ def _as_run(checked: Checked) -> Run | None:
         source=source,
         data=data,
         processor=processor,
+        lora=make_lora(checked.config.model.lora),
         freeze=freeze,
         state=checked.state,
         checkpoint=checked.checkpoint,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,23 +15,26 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
 
 from vlmkit import __version__
 from vlmkit.batch import Batch
 from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
+from vlmkit.cli.ranks import launch_name, part, use_command
 from vlmkit.cli.telling import end_table, make_loggers
 from vlmkit.cli.validating import held_out_data, make_data, make_validator
-from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over
+from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over, this_job
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.errors import CheckpointError, ConfigError, Interrupted
-from vlmkit.model.assembly import VLM, Assembly, WholeCheckpoint
+from vlmkit.model.assembly import VLM, Assembly, Sketch, WholeCheckpoint
 from vlmkit.model.attention import choose_kernel
 from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
 from vlmkit.model.freeze import FreezePolicy
+from vlmkit.model.liger import use_kernels
+from vlmkit.model.lora import Lora, prove_merge
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
 from vlmkit.pages.curves import draw_curves
@@ -39,6 +43,7 @@ from vlmkit.storage import is_full, written_aside
 from vlmkit.training.callbacks.bad_media import BadMedia
 from vlmkit.training.callbacks.checkpointer import Checkpointer
 from vlmkit.training.callbacks.guard import GuardSettings, LossGuard
+from vlmkit.training.callbacks.prediction import StartForecast
 from vlmkit.training.callbacks.receipt import GradientReceipt
 from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.callbacks.summary import GroupTable
@@ -46,11 +51,14 @@ from vlmkit.training.callbacks.validator import Validator
 from vlmkit.training.flops import FlopCount, count_flops, peak_flops
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
+from vlmkit.training.shards import check_form, gather_model, load_whole
 from vlmkit.training.state import RunState, checkpoint_name, find_checkpoint, newest_checkpoint, read_state
 from vlmkit.training.steplines import read_lines
+from vlmkit.training.strategy import ShardedStrategy
+from vlmkit.training.together import together
 
 TAKEN_OVER = ("data", "model")
-_OURS = ("attn_implementation", "gradient_checkpointing")
+_OURS = ("attn_implementation", "gradient_checkpointing", "compile", "kernels", "lora")
 """Settings of `model` that concern training, not how the model is made."""
 _DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64}
 
@@ -65,11 +73,13 @@ class Run:
     data: PackedDataModule
     processor: Processor
     freeze: FreezePolicy
+    lora: Lora | None
     state: RunState | None
     checkpoint: Path | None
     trainer: L.Trainer
     bad_media: BadMedia
-    made: list[VLM] = field(default_factory=list[VLM])
+    interrupted: str | None = None
+    made: list[VLM | Sketch] = field(default_factory=list[VLM | Sketch])
 
     @property
     def accumulate(self) -> int:
@@ -83,23 +93,36 @@ def train(config: DictConfig, run_dir: Path) -> None:
     Raises:
         Interrupted: a signal told the run to leave; it is saved and can be resumed.
     """
-    # Until training listens for it, and in the processes that load: a job's warning is no reason to die.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    with told_when_full(run_dir):
-        _train(config, run_dir)
-
-
-def _train(config: DictConfig, run_dir: Path) -> None:
+    if threading.current_thread() is threading.main_thread():
+        # Until training listens for it, and in the processes that load: a job's warning is no reason to die.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     started = time.perf_counter()
     check_numbers(config)
     check_replaceable(run_dir / "hf")  # not found out after the training
     config = with_starting_weights(config)
     L.seed_everything(config.seed, verbose=False)
     run = wire(config, run_dir)
+    use_command(run.trainer, this_job("train", run_dir))
+    with (
+        together(run_dir=run_dir, launch=launch_name(), rank=run.trainer.global_rank, num_ranks=run.trainer.world_size),
+        told_when_full(run_dir),
+    ):
+        report = fit_and_export(run, started)
+    part(run.trainer)
+    if run.interrupted is not None:
+        if not run.trainer.is_global_zero:
+            raise SystemExit(Interrupted.status)  # the first one says why
+        raise Interrupted(run.interrupted)
+    if report is not None:
+        print(report)
+
+
+def fit_and_export(run: Run, started: float) -> str | None:
+    """Everything that all ranks do; what the first one has to say at the end."""
     prepare_data(run)
     first_rank = run.trainer.is_global_zero and not int(os.environ.get("LOCAL_RANK", "0"))
     if first_rank:
-        save_config(config, run_dir)
+        save_config(run.config, run.run_dir)
         print(describe_data(run))
     module = make_module(run)
     watchers = add_callbacks(run, module)
@@ -110,18 +133,26 @@ def _train(config: DictConfig, run_dir: Path) -> None:
         run.bad_media.take_up(cast(Path, run.checkpoint))
     else:
         run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
-    leave_if_told(run, watchers.checkpointer)
+    if (stopped_by := watchers.checkpointer.stopped_by) is not None:
+        run.interrupted = (
+            f"{stopped_by}: saved after step {watchers.checkpointer.step} in {watchers.checkpointer.directory}. Continue with "
+            f"run_dir={run.run_dir} resume_from=auto."
+        )
+        return None
+    model = gather_model(module.packed.hf, merge=run.lora.merge if run.lora else None)
     if not run.trainer.is_global_zero:
-        return
-    export = save_hf(
-        model=module.packed.hf, processor=run.processor, directory=run_dir / "hf", provenance=provenance(run)
-    )
-    prove_export(export, model=module.packed.hf, processor=run.processor)
+        return None
+    assert model is not None
+    if run.lora and not isinstance(run.trainer.strategy, ShardedStrategy):
+        prove_merge(module.packed.hf, model)
+    export = save_hf(model=model, processor=run.processor, directory=run.run_dir / "hf", provenance=provenance(run))
+    prove_export(export, model=model, processor=run.processor)
     report = make_report(run, watchers, time.perf_counter() - started)
-    with written_aside(run_dir / "report.json") as aside:
+    with written_aside(run.run_dir / "report.json") as aside:
         aside.write_text(json.dumps(report, indent=1, default=str) + "\n")
-    draw_curves(read_lines(run_dir / "train.jsonl"), read_lines(run_dir / "validation.jsonl"), run_dir / "curves.png")
-    print(end_table(report, trained_groups(module), run_dir))
+    lines, validations = (read_lines(run.run_dir / name) for name in ("train.jsonl", "validation.jsonl"))
+    draw_curves(lines, validations, run.run_dir / "curves.png")
+    return end_table(report, trained_groups(module), run.run_dir)
 
 
 @contextmanager
@@ -140,23 +171,6 @@ def told_when_full(run_dir: Path) -> Generator[None]:
             f"{run_dir}: no more can be written ({error}). The newest good checkpoint is "
             f"{newest_checkpoint(run_dir) or 'none'}. Make room, then continue with resume_from=auto."
         ) from error
-
-
-def leave_if_told(run: Run, checkpointer: Checkpointer) -> None:
-    """End here where a signal told the run to leave.
-
-    Raises:
-        Interrupted: on every rank but those that rank 0 started itself, which would be taken for dead; they end well.
-    """
-    if checkpointer.stopped_by is None:
-        return
-    environment = cast(Any, run.trainer.strategy).cluster_environment if run.trainer.world_size > 1 else None
-    if isinstance(environment, LightningEnvironment) and environment.local_rank():
-        raise SystemExit(0)
-    raise Interrupted(
-        f"{checkpointer.stopped_by}: saved after step {checkpointer.step} in {checkpointer.directory}. Continue with "
-        f"run_dir={run.run_dir} resume_from=auto."
-    )
 
 
 def check_numbers(config: DictConfig) -> None:
@@ -219,16 +233,20 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
     if config.init_from:
         for difference in check_contract(Path(config.model.path), processor, config.get("init_allow") or []):
             print(f"Allowed by init_allow: {difference}")
+    trainer = make_trainer(config, run_dir)
+    if checkpoint:
+        check_form(checkpoint, shared=isinstance(trainer.strategy, ShardedStrategy))
     return Run(
         config=config,
         run_dir=run_dir,
         source=source,
         data=data,
         processor=processor,
+        lora=make_lora(config.model.lora),
         freeze=build(config.freeze, FreezePolicy),
         state=read_state(checkpoint) if checkpoint else None,
         checkpoint=checkpoint,
-        trainer=make_trainer(config, run_dir),
+        trainer=trainer,
         bad_media=make_bad_media(data),
     )
 
@@ -279,6 +297,18 @@ def model_source(node: DictConfig) -> Assembly | WholeCheckpoint:
     return source
 
 
+def make_lora(node: DictConfig) -> Lora | None:
+    """Adapters, where `model.lora.rank` is not 0.
+
+    Raises:
+        ConfigError: the settings cannot work.
+    """
+    if not node.rank:
+        return None
+    settings = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return build(OmegaConf.create({"_target_": "vlmkit.model.lora.Lora", **settings}), Lora, "model.lora")
+
+
 def prepare_data(run: Run) -> None:
     """Count and plan; take up the plan where a resumed run stands.
 
@@ -289,7 +319,7 @@ def prepare_data(run: Run) -> None:
         processor=run.processor,
         num_epochs=run.config.trainer.max_epochs,
         max_packs=most_packs(run.config.trainer.max_steps, run.state, run.trainer.world_size * run.accumulate),
-        require_media=needs_media(run.freeze),
+        require_media=needs_media(run.freeze, run.lora),
     )
     if run.state is not None:
         take_up(run.data, run.freeze, run.state, run.checkpoint)
@@ -301,9 +331,9 @@ def most_packs(max_steps: int | None, state: RunState | None, packs_per_step: in
     return None if max_steps is None else consumed + max(0, max_steps - done) * packs_per_step
 
 
-def needs_media(freeze: FreezePolicy) -> bool:
+def needs_media(freeze: FreezePolicy, lora: Lora | None) -> bool:
     """Whether text-only rows would train nothing: only the merger learns."""
-    return freeze.vision_encoder and freeze.language_model
+    return freeze.vision_encoder and freeze.language_model and lora is None
 
 
 def take_up(data: PackedDataModule, freeze: FreezePolicy, state: RunState, checkpoint: Path | None) -> None:
@@ -326,27 +356,54 @@ def take_up(data: PackedDataModule, freeze: FreezePolicy, state: RunState, check
 
 def make_module(run: Run) -> TrainingModule:
     """The LightningModule; the model itself is made when the Trainer asks for it."""
-    model = run.config.model
+    model, lora = run.config.model, run.lora
+    dtype = _DTYPES.get(str(run.config.trainer.precision), torch.float32)
 
-    def make_model() -> PackedVLM:
-        vlm = run.source.build(dtype=_DTYPES.get(str(run.config.trainer.precision), torch.float32))
-        if run.source.proves and isinstance(run.source, Assembly):
-            run.source.prove(vlm)
-        run.made.append(vlm)
-        set_checkpointing(vlm.model, **model.gradient_checkpointing)
+    def packed(made: VLM | Sketch) -> PackedVLM:
+        run.made.append(made)
+        set_checkpointing(made.model, **model.gradient_checkpointing)
+        use_kernels(made.model, model.kernels)
+        if lora is not None:
+            lora.inject(made.model)
         return PackedVLM(
-            vlm.model,
+            made.model,
             pixel_mean=run.processor.pixel_mean,
             pixel_std=run.processor.pixel_std,
             kernel=model.attn_implementation,
+            compiled=model.compile,
         )
+
+    def make_model() -> PackedVLM:
+        vlm = run.source.build(dtype=dtype)
+        if run.source.proves and isinstance(run.source, Assembly):
+            run.source.prove(vlm)
+        return packed(vlm)
+
+    def make_sketch() -> tuple[PackedVLM, Callable[[str, int, int], Tensor]]:
+        if run.source.proves and run.trainer.is_global_zero:
+            print("No rank holds the whole model, so the assembly is not proved here: vlmkit-assemble proves it.")
+        sketch = run.source.sketch(dtype=dtype)
+        made = packed(sketch)
+        if lora is None:
+            return made, sketch.read
+        return made, lora.reader(sketch.read, made.hf, seed=run.config.seed)
 
     return TrainingModule(
         make_model=make_model,
+        make_sketch=make_sketch,
+        lora=lora,
         freeze=run.freeze,
-        optimizer_plan=build(run.config.optim, OptimizerPlan),
+        optimizer_plan=build(optimizer_node(run.config.optim), OptimizerPlan),
         count_steps=run.data.num_steps,
     )
+
+
+def optimizer_node(node: DictConfig) -> DictConfig:
+    """`optim`, with an optimiser it names left to be made once there are parameters."""
+    if node.optimizer is None:
+        return node
+    partial = OmegaConf.create({"optimizer": {"_partial_": True}})
+    return cast(DictConfig, OmegaConf.merge(node, partial))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,6 +496,9 @@ def load_trained(module: TrainingModule, checkpoint: Path | None) -> None:
     """Make the model with the weights of a finished run's checkpoint."""
     assert checkpoint is not None
     module.configure_model()
+    if checkpoint.is_dir():
+        load_whole(checkpoint, module)
+        return
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"], strict=False)
 
@@ -448,7 +508,12 @@ def provenance(run: Run) -> dict[str, Any]:
     vlm = run.made[0]
     return {
         **vlm.provenance,
-        "trained": {"freeze": vars(run.freeze), "data": run.data.name, "plan": run.data.plan.key},
+        "trained": {
+            "freeze": vars(run.freeze),
+            "lora": vars(run.lora) if run.lora else None,
+            "data": run.data.name,
+            "plan": run.data.plan.key,
+        },
     }
 
 
@@ -461,6 +526,7 @@ def packs_trained(run: Run) -> int:
 def make_report(run: Run, watchers: Watchers, seconds: float) -> dict[str, Any]:
     """For `report.json`: what became of every row, what was trained on, and with what."""
     receipts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, GradientReceipt)]
+    forecasts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, StartForecast)]
     device = run.trainer.strategy.root_device
     return {
         "schema": "vlmkit.report/1",
@@ -474,6 +540,7 @@ def make_report(run: Run, watchers: Watchers, seconds: float) -> dict[str, Any]:
         "losses": watchers.guard.report(),
         "best": watchers.validator.report() if watchers.validator else None,
         "receipt": receipts[0] if receipts else None,
+        "forecast": forecasts[0] if forecasts else None,
         "seconds": seconds,
         "hashes": {"plan": run.data.plan.key, "index": run.data.index.key, "processor": run.processor.fingerprint},
         "versions": {"vlmkit": __version__, "torch": torch.__version__, "lightning": L.__version__},

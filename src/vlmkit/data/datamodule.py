@@ -13,9 +13,9 @@ import lightning as L
 import numpy as np
 import torch
 
-from vlmkit.batch import MaskedRow
+from vlmkit.batch import Batch, MaskedRow
 from vlmkit.data.dataset import OnBadMedia, PackDataset, PlanLoader, SlotSampler
-from vlmkit.data.dealing import Steps, deal
+from vlmkit.data.dealing import Slot, Steps, deal
 from vlmkit.data.holding_out import hold_out
 from vlmkit.data.index import Index
 from vlmkit.data.indexing import build_index
@@ -100,6 +100,7 @@ class PackedDataModule(L.LightningDataModule):
         _check_number("video_max_pixels", video_max_pixels, least=1, optional=True)
         _check_number("video_fps", video_fps, least=0, optional=True, whole=False)
         _check_number("video_max_frames", video_max_frames, least=1, optional=True)
+        _check_number("media_timeout_seconds", media_timeout_seconds, least=0, optional=True, whole=False)
         _check_number("max_tokens", max_tokens, least=1, optional=True)
         _check_number("batch_size", batch_size, least=1, optional=True)
         _check_number("tokens_per_batch", tokens_per_batch, least=1, optional=True)
@@ -300,6 +301,13 @@ class PackedDataModule(L.LightningDataModule):
             fits=self.judgement.fits,
             on_bad_media=self.on_bad_media,
         )
+
+    def pack_batch(self, number: int) -> Batch:
+        """The batch of a pack of the plan by its number, as if it were a step of its own: for calibration and previews."""
+        pack = self.plan[number]
+        supervised = int(self.plan.num_supervised_tokens[number])
+        slot = Slot(pack=number, rows=pack.rows, step=0, step_supervised_tokens=supervised, epoch=0)
+        return self.pack_dataset()[slot]
 
     def accounting(self, num_packs: int | None = None, *, masked: Sequence[MaskedRow] = ()) -> dict[str, Any]:
         """For `report.json`: what became of every row, by source and reason, with the first of each.

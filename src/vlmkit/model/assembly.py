@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,34 @@ class VLM:
     processor_source: str
     report: AssemblyReport | None
     provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sketch:
+    """A model without memory, and what fills it: for ranks that keep a part of each tensor.
+
+    Attributes:
+        model: On the meta device, tied, its rotary frequencies not yet computed.
+        processor_source: See `VLM`.
+        provenance: See `VLM`.
+        read: Name of a parameter, its first row and the row after the last, to these rows; no other bytes are read.
+    """
+
+    model: Qwen3VLForConditionalGeneration
+    processor_source: str
+    provenance: dict[str, Any]
+    read: Callable[[str, int, int], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Located:
+    """A tensor of the model, the checkpoint and name it is read from, and how it is made of that."""
+
+    name: str
+    shape: list[int]
+    part: str
+    there: str
+    origin: Origin
 
 
 class Assembly:
@@ -121,9 +149,7 @@ class Assembly:
             model = Qwen3VLForConditionalGeneration(config)
         readers = {part: TensorReader(places[part]) for part in ("vision_encoder", "language_model")}
         tensors = [self._fill(model, name, readers, dtype) for name in _wanted(model)]
-        drawn = {tensor.name for tensor in tensors if tensor.origin == "new"}
-        for part, reader in readers.items():
-            _refuse_leftovers(reader, part, drawn, key=f"model.{part}", source=getattr(self, part))
+        self._refuse_leftovers(readers, tensors)
         model.tie_weights()
         restore_rotary_buffers(model)
         model.eval()
@@ -134,15 +160,12 @@ class Assembly:
             tensors=tensors,
             unused=_unused(readers),
         )
-        provenance = {
-            "sources": report.sources,
-            "merger_init": self.merger_init,
-            "seed": self.seed,
-            "dtype": str(dtype),
-            "fields": {one.name: one.source for one in fields},
-            "tensors": {one.name: one.origin for one in tensors},
-        }
-        return VLM(model=model, processor_source=self.processor_source, report=report, provenance=provenance)
+        return VLM(
+            model=model,
+            processor_source=self.processor_source,
+            report=report,
+            provenance=self._provenance(dtype, fields, {one.name: one.origin for one in tensors}),
+        )
 
     def config(self) -> Qwen3VLConfig:
         """The config of the assembled model, from the parts' configs and tokenizers alone.
@@ -158,25 +181,41 @@ class Assembly:
         """Directories whose weights it is made of, by the setting that names them."""
         return {f"model.{part}": self._place(part) for part in ("vision_encoder", "language_model")}
 
-    def skeleton(self) -> Qwen3VLForConditionalGeneration:
-        """The model that `build` would make, on the meta device.
-
-        Configs, tokenizers, and the names and shapes of all tensors are checked against the files' headers; no weight
-        is read.
+    def sketch(self, *, dtype: torch.dtype) -> Sketch:
+        """The same model on the meta device, to be filled with some rows of each tensor: what a rank keeps of it.
 
         Raises:
-            AssemblyError: the parts do not fit; a tensor is missing or has another shape.
-            CheckpointError: files are missing or damaged.
+            AssemblyError: as `build`.
+            CheckpointError: as `build`.
         """
         places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
-        config, _ = self._merged(places, torch.float32)
+        config, fields = self._merged(places, dtype)
         with torch.device("meta"):
             model = Qwen3VLForConditionalGeneration(config)
         readers = {part: TensorReader(places[part]) for part in ("vision_encoder", "language_model")}
-        for name in _wanted(model):
-            self._find(model, name, readers)
-        model.tie_weights()
-        return model
+        found = {name: self._locate(name, list(model.get_parameter(name).shape), readers) for name in _wanted(model)}
+        self._refuse_leftovers(readers, list(found.values()))
+        cast(Any, model).to(dtype).tie_weights()
+        _take_generation_config(model, places["template"])
+
+        def read(name: str, first: int, last: int) -> Tensor:
+            return self._rows(found[name], readers, first, last).to(dtype)
+
+        return Sketch(
+            model=model,
+            processor_source=self.processor_source,
+            provenance=self._provenance(dtype, fields, {name: one.origin for name, one in found.items()}),
+            read=read,
+        )
+
+    def skeleton(self) -> Qwen3VLForConditionalGeneration:
+        """The model that `build` would make, on the meta device: all is checked against the files' headers, none is read.
+
+        Raises:
+            AssemblyError: as `build`.
+            CheckpointError: as `build`.
+        """
+        return self.sketch(dtype=torch.float32).model
 
     def prove(self, vlm: VLM) -> None:
         """Compare with the sources, in fp32: the language model's logits on text, the vision encoder's features.
@@ -247,28 +286,8 @@ class Assembly:
         special = {token.content for token in wanted.added_tokens_decoder.values() if token.special}
         check_tokenizers(wanted.get_vocab(), found.get_vocab(), special=special, rows=rows)
 
-    def _fill(self, model: nn.Module, name: str, readers: dict[str, TensorReader], dtype: torch.dtype) -> TensorOrigin:
-        """Put one tensor into the model and say where it came from."""
-        shape = list(model.get_parameter(name).shape)
-        part, reader, there = self._find(model, name, readers)
-        found = reader.shape(there)
-        origin: Origin = "copied"
-        if _is_merger_output(name) and self.merger_init == "random":
-            tensor, origin = self._drawn(name, shape), "new"
-        elif found == shape:
-            tensor = reader.read(there)
-        else:
-            tensor, origin = self._cropped(name, reader.read(there), shape)
-        tensor = tensor.to(dtype)
-        module, _, leaf = name.rpartition(".")
-        owner = model.get_submodule(module)
-        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=True))
-        source = "" if origin == "new" else f"{part}:{reader.file(there)}:{there}"
-        return TensorOrigin(name=name, shape=tuple(shape), origin=origin, source=source, sha256=tensor_hash(tensor))
-
-    def _find(self, model: nn.Module, name: str, readers: dict[str, TensorReader]) -> tuple[str, TensorReader, str]:
-        """The part that a tensor comes from, its files, and its name there."""
-        shape = list(model.get_parameter(name).shape)
+    def _locate(self, name: str, shape: list[int], readers: dict[str, TensorReader]) -> _Located:
+        """Where a tensor of the model comes from, and how."""
         part = "vision_encoder" if name.startswith("model.visual.") else "language_model"
         reader = readers[part]
         there = _name_in(reader, name)
@@ -279,14 +298,50 @@ class Assembly:
         found = reader.shape(there)
         if found != shape and not (_is_merger_output(name) and found[1:] == shape[1:]):
             raise AssemblyError(f"model.{part}: tensor {there} has shape {found}, the model needs {shape}.")
-        return part, reader, there
+        origin: Origin = "copied"
+        if _is_merger_output(name) and self.merger_init == "random":
+            origin = "new"
+        elif found != shape:
+            origin = "cropped" if found[0] > shape[0] else "extended"
+        return _Located(name=name, shape=shape, part=part, there=there, origin=origin)
 
-    def _cropped(self, name: str, source: Tensor, shape: list[int]) -> tuple[Tensor, Origin]:
-        if len(source) >= shape[0]:
-            return source[: shape[0]].clone(), "cropped"
-        extended = self._drawn(name, shape).to(source.dtype)
-        extended[: len(source)] = source
-        return extended, "extended"
+    def _rows(self, one: _Located, readers: dict[str, TensorReader], first: int, last: int) -> Tensor:
+        """Rows of a tensor of the model, read or drawn."""
+        reader = readers[one.part]
+        if one.origin in ("copied", "cropped"):
+            return reader.read(one.there, (first, last))
+        drawn = self._drawn(one.name, one.shape)
+        if one.origin == "extended":
+            source = reader.read(one.there)
+            drawn = drawn.to(source.dtype)
+            drawn[: len(source)] = source
+        return drawn[first:last]
+
+    def _fill(self, model: nn.Module, name: str, readers: dict[str, TensorReader], dtype: torch.dtype) -> TensorOrigin:
+        """Put one tensor into the model and say where it came from."""
+        shape = list(model.get_parameter(name).shape)
+        one = self._locate(name, shape, readers)
+        tensor = self._rows(one, readers, 0, shape[0]).to(dtype)
+        module, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(module)
+        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=True))
+        source = "" if one.origin == "new" else f"{one.part}:{readers[one.part].file(one.there)}:{one.there}"
+        return TensorOrigin(name=name, shape=tuple(shape), origin=one.origin, source=source, sha256=tensor_hash(tensor))
+
+    def _refuse_leftovers(self, readers: dict[str, TensorReader], tensors: Sequence[TensorOrigin | _Located]) -> None:
+        taken = {one.name for one in tensors}
+        for part, reader in readers.items():
+            _refuse_leftovers(reader, part, taken, key=f"model.{part}", source=getattr(self, part))
+
+    def _provenance(self, dtype: torch.dtype, fields: list[FieldOrigin], tensors: dict[str, Origin]) -> dict[str, Any]:
+        return {
+            "sources": {part: getattr(self, part) for part in ("template", "vision_encoder", "language_model")},
+            "merger_init": self.merger_init,
+            "seed": self.seed,
+            "dtype": str(dtype),
+            "fields": {one.name: one.source for one in fields},
+            "tensors": dict(tensors),
+        }
 
     def _drawn(self, name: str, shape: list[int]) -> Tensor:
         """Normal with deviation 1 / sqrt(inputs) for a matrix, zero for a bias; from the seed and the name alone."""
@@ -366,22 +421,16 @@ class WholeCheckpoint:
             AssemblyError: it is of another family.
             CheckpointError: files are missing or damaged.
         """
-        model, reader = self._on_meta()
-        for name in _wanted(model):
-            there = self._find(model, name, reader)
+        sketch = self.sketch(dtype=dtype)
+        for name in _wanted(sketch.model):
             module, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module), leaf, nn.Parameter(reader.read(there).to(dtype)))
-        for part in ("vision_encoder", "language_model"):
-            _refuse_leftovers(reader, part, set(), key="model.path", source=self.path)
-        model.tie_weights()
-        restore_rotary_buffers(model)
-        model.eval()
-        _take_generation_config(model, reader.directory)
+            rows = sketch.read(name, 0, len(sketch.model.get_parameter(name)))
+            setattr(sketch.model.get_submodule(module), leaf, nn.Parameter(rows))
+        sketch.model.tie_weights()
+        restore_rotary_buffers(sketch.model)
+        sketch.model.eval()
         return VLM(
-            model=model,
-            processor_source=self.processor_source,
-            report=None,
-            provenance={"sources": {"path": self.path}, "dtype": str(dtype)},
+            model=sketch.model, processor_source=self.processor_source, report=None, provenance=sketch.provenance
         )
 
     def config(self) -> Qwen3VLConfig:
@@ -400,30 +449,42 @@ class WholeCheckpoint:
         """The directory of its weights, by the setting that names it."""
         return {"model.path": resolve(self.path, key="model.path")}
 
-    def skeleton(self) -> Qwen3VLForConditionalGeneration:
-        """The model on the meta device: names and shapes of all tensors are checked, no weight is read.
+    def sketch(self, *, dtype: torch.dtype) -> Sketch:
+        """The same model on the meta device, to be filled with some rows of each tensor: what a rank keeps of it.
 
         Raises:
-            AssemblyError: it is of another family, or a tensor is missing or has another shape.
-            CheckpointError: files are missing or damaged.
+            AssemblyError: as `build`.
+            CheckpointError: as `build`.
         """
-        model, reader = self._on_meta()
-        for name in _wanted(model):
-            self._find(model, name, reader)
-        model.tie_weights()
-        return model
-
-    def _on_meta(self) -> tuple[Qwen3VLForConditionalGeneration, TensorReader]:
-        config = self.config()
+        config, place = self.config(), resolve(self.path, key="model.path")
         with torch.device("meta"):
             model = Qwen3VLForConditionalGeneration(config)
-        return model, TensorReader(resolve(self.path, key="model.path"))
+        reader = TensorReader(place)
+        found: dict[str, str] = {}
+        for name in _wanted(model):
+            there = _name_in(reader, name)
+            if there is None or reader.shape(there) != list(model.get_parameter(name).shape):
+                raise AssemblyError(f"model.path: {self.path} has no tensor of the right shape for {name}.")
+            found[name] = there
+        for part in ("vision_encoder", "language_model"):
+            _refuse_leftovers(reader, part, set(found), key="model.path", source=self.path)
+        cast(Any, model).to(dtype).tie_weights()
+        _take_generation_config(model, place)
+        return Sketch(
+            model=model,
+            processor_source=self.processor_source,
+            provenance={"sources": {"path": self.path}, "dtype": str(dtype)},
+            read=lambda name, first, last: reader.read(found[name], (first, last)).to(dtype),
+        )
 
-    def _find(self, model: nn.Module, name: str, reader: TensorReader) -> str:
-        there = _name_in(reader, name)
-        if there is None or reader.shape(there) != list(model.get_parameter(name).shape):
-            raise AssemblyError(f"model.path: {self.path} has no tensor of the right shape for {name}.")
-        return there
+    def skeleton(self) -> Qwen3VLForConditionalGeneration:
+        """The model that `build` would make, on the meta device: all is checked against the files' headers, none is read.
+
+        Raises:
+            AssemblyError: as `build`.
+            CheckpointError: as `build`.
+        """
+        return self.sketch(dtype=torch.float32).model
 
 
 def resolve(source: str, *, key: str) -> Path:
@@ -482,17 +543,17 @@ def _is_merger_output(name: str) -> bool:
     return ".linear_fc2." in name and (".merger." in name or ".deepstack_merger_list." in name)
 
 
-def _refuse_leftovers(reader: TensorReader, part: str, drawn: set[str], *, key: str, source: str) -> None:
+def _refuse_leftovers(reader: TensorReader, part: str, taken: set[str], *, key: str, source: str) -> None:
     """Refuse a checkpoint that holds more of a part than the model takes: its config describes another model.
 
-    A head that was saved though it is tied, rotary frequencies, and what is `drawn` anew instead are no surprise.
+    A head that was saved though it is tied, rotary frequencies, and tensors of the model that are drawn anew instead
+    (they count as `taken`) are no surprise.
     """
-    expected = {_name_in(reader, name) for name in drawn} | {"lm_head.weight"}
+    expected = {_name_in(reader, name) for name in taken} | {"lm_head.weight"}
     left = [
         name
         for name in reader.names
-        if not reader.reads[name]
-        and name.removeprefix("model.").startswith("visual.") == (part == "vision_encoder")
+        if name.removeprefix("model.").startswith("visual.") == (part == "vision_encoder")
         and name not in expected
         and not name.endswith("inv_freq")
     ]

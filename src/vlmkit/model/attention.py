@@ -7,10 +7,10 @@ Registered with transformers under `VARLEN`, and given the segments as keyword a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_
 
 from vlmkit.errors import ConfigError
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 VARLEN = "vlmkit_varlen"
 """Name of our attention in transformers' registry."""
 
@@ -47,12 +48,43 @@ def choose_kernel(wanted: Kernel, device: torch.device, dtype: torch.dtype) -> L
     return wanted
 
 
+def _not_compiled(function: _F) -> _F:
+    """Leave a function as it is in a compiled block: its kernels are whole, and its segments differ in every pack."""
+    return cast(_F, torch.compiler.disable(function))
+
+
+class Segments(Sequence[int]):
+    """Segments that a compiled block hands on without looking at them.
+
+    As a list and a tensor, each number and length of segments would be compiled anew.
+
+    Attributes:
+        starts: (segments + 1,) int32 on the device.
+        lengths: On the host; the sequence that this object is.
+    """
+
+    def __init__(self, starts: Tensor, lengths: Sequence[int]) -> None:
+        self.starts = starts
+        self.lengths = list(lengths)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        return self.lengths[index]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+@_not_compiled
 def attend_segments(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     *,
-    cu_seqlens: Tensor,
+    cu_seqlens: Tensor | Segments,
     seqlens: Sequence[int],
     causal: bool,
     scale: float,
@@ -73,6 +105,8 @@ def attend_segments(
     Returns:
         (tokens, heads, head_size).
     """
+    if isinstance(cu_seqlens, Segments):
+        cu_seqlens = cu_seqlens.starts
     chosen = choose_kernel(kernel, query.device, query.dtype)
     if chosen == "sdpa":
         return _sdpa(query, key, value, seqlens, causal, scale)
@@ -124,7 +158,7 @@ def _varlen_forward(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_q: Tensor | Segments | None = None,
     seqlens: Sequence[int] | None = None,
     kernel: Kernel = "auto",
     **rest: Any,
@@ -161,7 +195,7 @@ class PackedVisionAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        cu_seqlens: Tensor,
+        cu_seqlens: Tensor | Segments,
         position_embeddings: tuple[Tensor, Tensor],
         seqlens: Sequence[int] | None = None,
         kernel: Kernel = "auto",
@@ -183,7 +217,7 @@ class PackedVisionAttention(nn.Module):
         query, key, value = self.qkv(hidden_states).reshape(num_patches, 3, self.num_heads, -1).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
         if seqlens is None:
-            seqlens = cu_seqlens.diff().tolist()
+            seqlens = cu_seqlens if isinstance(cu_seqlens, Segments) else cu_seqlens.diff().tolist()
         attended = attend_segments(
             query, key, value, cu_seqlens=cu_seqlens, seqlens=seqlens, causal=False, scale=self.scaling, kernel=kernel
         )

@@ -6,13 +6,15 @@ transformers modules (their weights, names and layers), so what it trains is wha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from vlmkit.batch import Batch
-from vlmkit.model.attention import VARLEN, Kernel, PackedVisionAttention
+from vlmkit.model.attention import VARLEN, Kernel, PackedVisionAttention, Segments
+from vlmkit.model.compiling import compile_blocks, fill_rows, filled
 from vlmkit.model.head import linear_cross_entropy
 from vlmkit.model.patch_embed import PatchNormalizer, embed_patches
 
@@ -41,6 +43,7 @@ class PackedVLM(nn.Module):
 
     Attributes:
         hf: The stock model; its vision attention is ours, its language attention is set to `VARLEN`.
+        compiled: Whether its blocks are compiled, and lengths filled up to buckets; see `vlmkit.model.compiling`.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class PackedVLM(nn.Module):
         pixel_std: list[float],
         kernel: Kernel = "auto",
         head_chunk: int = HEAD_CHUNK,
+        compiled: bool = False,
+        compiler: str = "inductor",
     ) -> None:
         super().__init__()
         hf.set_attn_implementation({"text_config": VARLEN})
@@ -61,6 +66,9 @@ class PackedVLM(nn.Module):
         self.normalize = PatchNormalizer(mean=pixel_mean, std=pixel_std)
         self.kernel: Kernel = kernel
         self.head_chunk = head_chunk
+        self.compiled = compiled
+        if compiled:
+            compile_blocks(hf, backend=compiler)
 
     def forward(self, batch: Batch) -> PackedOutput:
         """Run a pack.
@@ -72,8 +80,6 @@ class PackedVLM(nn.Module):
             The summed loss; zero, but connected to every trainable tensor, for a pack without supervised tokens.
         """
         hidden = self.hidden_states(batch)[0]
-        if len(batch["targets"]) == 0:
-            return PackedOutput(loss_sum=0.0 * hidden.float().sum(), token_losses=hidden.new_zeros(0))
         states = hidden.index_select(0, batch["supervised_positions"])
         weight = self.hf.lm_head.weight
         loss_sum, losses = linear_cross_entropy(states, weight, batch["targets"], chunk=self.head_chunk)
@@ -103,37 +109,49 @@ class PackedVLM(nn.Module):
         hidden = embed_patches(visual.patch_embed.proj, stills, videos)
         taps = visual.pos_embed(batch["vision_interp_indices"])
         hidden = hidden + (taps * batch["vision_interp_weights"][:, :, None]).sum(1).to(hidden.dtype)
-        rotary = visual.rotary_pos_emb(hidden, batch["vision_position_ids"])
+        filler, cu_seqlens, seqlens = self._segments(batch["vision_cu_seqlens"], batch["vision_seqlens"])
+        hidden = fill_rows(hidden, filler, 0)
+        rotary = visual.rotary_pos_emb(hidden, fill_rows(batch["vision_position_ids"], filler, 0))
+        num_tokens = len(batch["vision_position_ids"]) // visual.spatial_merge_size**2
         deepstack: list[Tensor] = []
         for number, block in enumerate(visual.blocks):
             hidden = block(
                 hidden,
-                cu_seqlens=batch["vision_cu_seqlens"],
-                seqlens=batch["vision_seqlens"],
+                cu_seqlens=cu_seqlens,
+                seqlens=seqlens,
                 position_embeddings=rotary,
                 kernel=self.kernel,
             )
             if number in visual.deepstack_visual_indexes:
                 merger = visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(number)]
-                deepstack.append(merger(hidden))
-        return visual.merger(hidden), deepstack
+                deepstack.append(merger(hidden)[:num_tokens])
+        return visual.merger(hidden)[:num_tokens], deepstack
+
+    def _segments(self, cu_seqlens: Tensor, seqlens: Sequence[int]) -> tuple[int, Tensor | Segments, Sequence[int]]:
+        """Rows of filler, and where segments start and how long they are."""
+        if not self.compiled:
+            return 0, cu_seqlens, seqlens
+        filler, segments = filled(cu_seqlens, seqlens)
+        return filler, segments, segments
 
     def _read(self, embeds: Tensor, deepstack: list[Tensor], batch: Batch) -> Tensor:
         language: Any = self.hf.model.language_model
-        rotary = language.rotary_emb(embeds, batch["position_ids"][1:])
-        hidden = embeds
+        filler, cu_seqlens, seqlens = self._segments(batch["cu_seqlens"], batch["seqlens"])
+        positions = fill_rows(batch["position_ids"], filler, 2)
+        hidden = fill_rows(embeds, filler, 1)
+        rotary = language.rotary_emb(hidden, positions[1:])
         for number, layer in enumerate(language.layers):
             hidden = layer(
                 hidden,
                 position_embeddings=rotary,
-                position_ids=batch["position_ids"][0],
+                position_ids=positions[0],
                 use_cache=False,
-                cu_seq_lens_q=batch["cu_seqlens"],
-                cu_seq_lens_k=batch["cu_seqlens"],
-                seqlens=batch["seqlens"],
+                cu_seq_lens_q=cu_seqlens,
+                cu_seq_lens_k=cu_seqlens,
+                seqlens=seqlens,
                 kernel=self.kernel,
             )
             if number < len(deepstack):
                 feature = deepstack[number][None].to(hidden.dtype)
                 hidden = hidden.index_add(1, batch["visual_positions"], feature)
-        return language.norm(hidden)
+        return language.norm(hidden[:, : embeds.shape[1]])

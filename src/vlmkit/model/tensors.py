@@ -81,13 +81,20 @@ class TensorReader:
                 found[path] = name
         return list(found.items())
 
-    def read(self, name: str) -> Tensor:
-        """Read a tensor into fresh memory.
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """Read a tensor, or some of its rows, into fresh memory.
+
+        Args:
+            name: As in the files.
+            rows: First row and the row after the last; None: all. The bytes of other rows are not read.
 
         Raises:
             CheckpointError: the file ends before it does.
         """
         path, dtype, shape, start, length = self._entries[name]
+        if rows is not None:
+            row = length // max(1, shape[0])
+            shape, start, length = [rows[1] - rows[0], *shape[1:]], start + rows[0] * row, (rows[1] - rows[0]) * row
         tensor = torch.empty(shape, dtype=dtype)
         if length:
             view = memoryview(cast(Any, tensor.view(-1).view(torch.uint8).numpy()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -12,10 +13,15 @@ from torch import Tensor
 
 from vlmkit.batch import Batch
 from vlmkit.model.freeze import FreezePolicy
+from vlmkit.model.lora import Lora
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import PARTS, Part, part_of, restore_rotary_buffers
 from vlmkit.training.loss import scaled_loss
 from vlmkit.training.optim import Group, OptimizerPlan, make_optimizer, make_schedule, parameter_groups
+from vlmkit.training.strategy import ShardedStrategy
+
+AVERAGES = "averages"
+"""Where a checkpoint keeps running averages of weights."""
 
 
 class TrainingModule(L.LightningModule):
@@ -23,6 +29,9 @@ class TrainingModule(L.LightningModule):
 
     Args:
         make_model: Makes the model, on the CPU.
+        make_sketch: Makes the model without memory, and what fills rows of its parameters: for ranks that share it
+            (`ShardedStrategy`). None: it cannot be shared.
+        lora: Adapters that the factories have injected; None: there are none.
         freeze: Which parts are trained, and the modes of those that are not.
         optimizer_plan: Rates, decay and schedule.
         count_steps: Optimiser steps of the whole run, given ranks and micro-batches per step: the schedule's length.
@@ -36,9 +45,14 @@ class TrainingModule(L.LightningModule):
         freeze: FreezePolicy,
         optimizer_plan: OptimizerPlan,
         count_steps: Callable[[int, int], int],
+        make_sketch: Callable[[], tuple[PackedVLM, Callable[[str, int, int], Tensor]]] | None = None,
+        lora: Lora | None = None,
     ) -> None:
         super().__init__()
         self.make_model = make_model
+        self.make_sketch = make_sketch
+        self.lora = lora
+        self.averages: dict[str, Tensor] = {}  # running averages of what is trained; see callbacks/average.py
         self.freeze_policy = freeze
         self.optimizer_plan = optimizer_plan
         self.count_steps = count_steps
@@ -56,14 +70,30 @@ class TrainingModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Make the model, freeze what is frozen, set the modes. Lightning may call it more than once."""
-        if self.model is None:
+        if self.model is not None:
+            return
+        strategy = self.trainer.strategy if self._trainer is not None else None
+        if isinstance(strategy, ShardedStrategy):
+            assert self.make_sketch is not None, "this module was not told how to make a model that ranks share"
+            self.model, read = self.make_sketch()
+            self._freeze(self.model.hf)
+            strategy.sharding().apply(self.model, read)
+        else:
             self.model = self.make_model()
-            self.freeze_policy.apply(self.model.hf)
+            self._freeze(self.model.hf)
 
     def on_fit_start(self) -> None:
         """After the strategy has cast and moved the model: frequencies back to fp32, and the modes."""
         restore_rotary_buffers(self.packed.hf)
-        self.freeze_policy.set_modes(self.packed.hf)
+        adapted = bool(self.lora and self.lora.vision_encoder)
+        still = self.freeze_policy.vision_encoder and not adapted
+        replace(self.freeze_policy, vision_encoder=still).set_modes(self.packed.hf)
+
+    def _freeze(self, hf: Any) -> None:
+        if self.lora is None:
+            self.freeze_policy.apply(hf)
+        else:
+            self.lora.choose(hf, self.freeze_policy)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a micro-batch, scaled so that the step's gradient is that of the mean over its supervised tokens."""
@@ -101,6 +131,10 @@ class TrainingModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen tensors out: they equal their source, which a resume assembles again."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            return  # it wrote no other names
+        if self.averages:
+            checkpoint[AVERAGES] = self.averages
         trained = self._trained_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in trained}
 
@@ -110,6 +144,10 @@ class TrainingModule(L.LightningModule):
         Raises:
             RuntimeError: it does not; another freeze policy or model wrote it.
         """
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            return  # it checked the names itself
+        for name, average in checkpoint.get(AVERAGES, {}).items():
+            self.averages[name] = average.to(self.device)
         found, wanted = set(checkpoint["state_dict"]), self._trained_keys()
         if found != wanted:
             raise RuntimeError(

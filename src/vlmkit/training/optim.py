@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vlmkit.errors import ConfigError
 from vlmkit.model.parts import PARTS, Part, part_of
+from vlmkit.training.masters import NARROW, MasterOptimizer
 
 Schedule = Literal["cosine", "linear", "constant"]
+_BLOCK = re.compile(r"\.(?:blocks|layers)\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,12 @@ class OptimizerPlan:
     Attributes:
         lr: Learning rate at the top of the schedule.
         lr_vision_encoder, lr_merger, lr_language_model: The same for one part; None: `lr`.
+        layer_decay: Factor of the rate from each block to the one below it, in vision encoder and language model; 1: all
+            blocks alike. Embeddings lie below the first block, the last norm and an untied head above the last.
         weight_decay: Of matrices; vectors (norms, biases) are never decayed.
         beta1, beta2, eps: AdamW's.
+        fp32_masters: Whether bf16 or fp16 weights are trained through fp32 copies; see `vlmkit.training.masters`.
+        optimizer: Makes another optimiser, given the groups; None: AdamW, fused on CUDA.
         schedule: What follows the warm-up.
         warmup_ratio: Share of the steps in which the rate rises from zero.
         min_lr_ratio: Share of the rate that is left at the end.
@@ -36,10 +43,13 @@ class OptimizerPlan:
     lr_vision_encoder: float | None
     lr_merger: float | None
     lr_language_model: float | None
+    layer_decay: float
     weight_decay: float
     beta1: float
     beta2: float
     eps: float
+    fp32_masters: bool
+    optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None
     schedule: Schedule
     warmup_ratio: float
     min_lr_ratio: float
@@ -48,6 +58,8 @@ class OptimizerPlan:
         for name in ("lr", "lr_vision_encoder", "lr_merger", "lr_language_model"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise ValueError(f"optim.{name} must not be negative, got {value}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay must lie above 0 and not above 1, got {self.layer_decay}")
         for name in ("warmup_ratio", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"optim.{name} must lie in 0..1, got {getattr(self, name)}")
@@ -65,7 +77,7 @@ class Group:
     """Parameters that share a learning rate and a decay.
 
     Attributes:
-        name: `<part>` or `<part>/no_decay`.
+        name: `<part>`, with `/layer_NN` where layers differ and `/no_decay` where nothing is decayed.
         parameters: Name and tensor of each.
     """
 
@@ -92,29 +104,50 @@ def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], plan:
         ConfigError: nothing is trainable.
         KeyError: a parameter belongs to no part.
     """
-    sorted_in: dict[tuple[Part, bool], list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in named_parameters:
-        if parameter.requires_grad:
-            sorted_in.setdefault((part_of(name), parameter.ndim > 1), []).append((name, parameter))
-    if not sorted_in:
+    trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    if not trained:
         raise ConfigError("freeze: every part is frozen, so there is nothing to train. Unfreeze one: freeze=none.")
-    return [
-        Group(
-            name=part if decayed else f"{part}/no_decay",
-            part=part,
-            lr=plan.lr_of(part),
-            weight_decay=plan.weight_decay if decayed else 0.0,
-            parameters=tuple(sorted_in[part, decayed]),
-        )
-        for part in PARTS
-        for decayed in (True, False)
-        if (part, decayed) in sorted_in
-    ]
+    layers = _layers([name for name, _ in trained]) if plan.layer_decay < 1 else dict.fromkeys(PARTS, {})
+    sorted_in: dict[tuple[Part, int | None, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in trained:
+        part = part_of(name)
+        sorted_in.setdefault((part, layers[part].get(name), parameter.ndim > 1), []).append((name, parameter))
+    order = sorted(sorted_in, key=lambda key: (PARTS.index(key[0]), -(key[1] or 0), not key[2]))
+    return [_group(key, tuple(sorted_in[key]), layers[key[0]], plan) for key in order]
 
 
-def make_optimizer(groups: list[Group], plan: OptimizerPlan) -> AdamW:
-    """AdamW over the groups; fused on CUDA."""
-    settings = [
+def _group(
+    key: tuple[Part, int | None, bool],
+    parameters: tuple[tuple[str, nn.Parameter], ...],
+    layers: dict[str, int],
+    plan: OptimizerPlan,
+) -> Group:
+    part, layer, decayed = key
+    name = part if layer is None else f"{part}/layer_{layer:02d}"
+    below_top = 0 if layer is None else max(layers.values()) - layer
+    return Group(
+        name=name if decayed else f"{name}/no_decay",
+        part=part,
+        lr=plan.lr_of(part) * plan.layer_decay**below_top,
+        weight_decay=plan.weight_decay if decayed else 0.0,
+        parameters=parameters,
+    )
+
+
+def _layers(names: list[str]) -> dict[Part, dict[str, int]]:
+    """Layer of each parameter of the vision encoder and the language model: embeddings 0, blocks from 1, then the rest."""
+    found: dict[Part, dict[str, int]] = {part: {} for part in PARTS}
+    blocks = {name: int(match[1]) + 1 for name in names if (match := _BLOCK.search(name))}
+    for name in names:
+        if (part := part_of(name)) != "merger":
+            top = 1 + max((layer for other, layer in blocks.items() if part_of(other) == part), default=0)
+            found[part][name] = blocks.get(name, 0 if "embed" in name else top)
+    return found
+
+
+def make_optimizer(groups: list[Group], plan: OptimizerPlan) -> Optimizer:
+    """The plan's optimiser over the groups: AdamW, fused on CUDA, unless it names another; over masters where needed."""
+    settings: list[dict[str, Any]] = [
         {
             "name": group.name,
             "params": [p for _, p in group.parameters],
@@ -123,8 +156,16 @@ def make_optimizer(groups: list[Group], plan: OptimizerPlan) -> AdamW:
         }
         for group in groups
     ]
-    on_cuda = all(p.device.type == "cuda" for group in groups for _, p in group.parameters)
-    return AdamW(settings, lr=plan.lr, betas=(plan.beta1, plan.beta2), eps=plan.eps, fused=on_cuda or None)
+    parameters = [p for group in groups for _, p in group.parameters]
+    on_cuda = all(p.device.type == "cuda" for p in parameters)
+
+    def adamw(given: list[dict[str, Any]]) -> Optimizer:
+        return AdamW(given, lr=plan.lr, betas=(plan.beta1, plan.beta2), eps=plan.eps, fused=on_cuda or None)
+
+    make = plan.optimizer or adamw
+    if plan.fp32_masters and any(p.dtype in NARROW for p in parameters):
+        return MasterOptimizer(settings, make)
+    return make(settings)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, plan: OptimizerPlan, *, num_steps: int) -> LambdaLR:

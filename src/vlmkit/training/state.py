@@ -16,6 +16,8 @@ from vlmkit.errors import CheckpointError
 
 KEY = "vlmkit"
 SCHEMA = "vlmkit.state/2"
+META_FILE = "meta.pt"
+"""In a sharded checkpoint, which is a directory: what is not sharded."""
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
@@ -62,7 +64,7 @@ def find_checkpoint(resume_from: str, run_dir: Path) -> Path | None:
     if resume_from == "auto":
         return newest_checkpoint(run_dir)
     path = Path(resume_from)
-    if path.is_file():
+    if path.is_file() or (path / META_FILE).is_file():
         return path
     if found := newest_checkpoint(path):
         return found
@@ -82,6 +84,11 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
+def meta_file(path: Path) -> Path:
+    """The file of a checkpoint, sharded or not, that says where it stands."""
+    return path / META_FILE if path.is_dir() else path
+
+
 def read_state(path: Path) -> RunState:
     """Read where a checkpoint stands, without reading its tensors into memory.
 
@@ -89,7 +96,7 @@ def read_state(path: Path) -> RunState:
         CheckpointError: unreadable, or written by another version.
     """
     try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        content = torch.load(meta_file(path), map_location="cpu", mmap=True, weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(
             f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). Resume from an older one."

@@ -13,10 +13,12 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.checkpoint.api import CheckpointException
 
 from vlmkit.errors import CheckpointError
 from vlmkit.storage import aside_of, put_in_place
 from vlmkit.training.ranks import Agreement, gather
+from vlmkit.training.shards import remove_checkpoint
 from vlmkit.training.state import (
     KEY,
     RunState,
@@ -132,13 +134,18 @@ class Checkpointer(Callback):
         self._writing.error = None
         if trainer.is_global_zero:
             self._writing.attempt(lambda: self.directory.mkdir(parents=True, exist_ok=True))
-        trainer.save_checkpoint(aside)
+        try:
+            trainer.save_checkpoint(aside)
+        except (OSError, CheckpointException) as error:  # of shared models: every rank writes, and hears of it
+            self._give_up(trainer, aside, path, str(error).splitlines()[0])
         if trainer.is_global_zero:
+            if path.is_dir():  # of the same step, by a run that this one goes back behind
+                self._writing.attempt(lambda: remove_checkpoint(path))
             self._writing.attempt(lambda: put_in_place(aside, path))
             if self._writing.error is None:
                 self._writing.attempt(self._prune)
         if error := trainer.strategy.broadcast(self._writing.error):
-            self._give_up(aside, path, error)
+            self._give_up(trainer, aside, path, error)
         self.saved_step, self.saved_at = step, time.monotonic()
         return path
 
@@ -157,8 +164,9 @@ class Checkpointer(Callback):
     def _is_time(self) -> bool:
         return self.every_minutes is not None and time.monotonic() - self.saved_at >= 60 * self.every_minutes
 
-    def _give_up(self, aside: Path, path: Path, error: str) -> None:
-        aside.unlink(missing_ok=True)
+    def _give_up(self, trainer: L.Trainer, aside: Path, path: Path, error: str) -> None:
+        if trainer.is_global_zero and aside.exists():
+            remove_checkpoint(aside)
         left = newest_checkpoint(self.directory.parent)
         raise CheckpointError(
             f"{path}: could not be written ({error}). The newest good checkpoint is {left or 'none'}. Make room, then "
@@ -169,7 +177,7 @@ class Checkpointer(Callback):
         found = sorted(self.directory.glob("step-*.ckpt"))
         for old in found[: -self.keep] if self.keep > 0 else []:
             if old.name not in self.spared():
-                old.unlink()
+                remove_checkpoint(old)
 
 
 class _PatientIO(TorchCheckpointIO):

@@ -13,6 +13,7 @@ from vlmkit.batch import Batch
 from vlmkit.errors import VlmkitError
 from vlmkit.training.callbacks.steplog import grad_norms
 from vlmkit.training.module import TrainingModule
+from vlmkit.training.shards import any_rank, local_part
 
 
 class GradientError(VlmkitError):
@@ -66,14 +67,18 @@ class GradientReceipt(Callback):
         assert isinstance(pl_module, TrainingModule)
         if pl_module.skip_step:
             return
+        grads: dict[str, Tensor] = {}
         for group in pl_module.groups:
             for name, parameter in group.parameters:
                 if parameter.grad is None:
                     raise GradientError(
                         f"{name} is trainable and got no gradient. It takes no part in the loss: freeze it."
                     )
-                if name in self.silent and bool(parameter.grad.count_nonzero()):
-                    self.silent.discard(name)
+                if name in self.silent:
+                    grads[name] = parameter.grad
+        flags = torch.stack([local_part(grad).count_nonzero() > 0 for grad in grads.values()])
+        heard = any_rank(flags, list(grads.values())).tolist()
+        self.silent -= {name for name, yes in zip(grads, heard, strict=True) if yes}
         if not self.norms:
             self.norms = {part: float(norm) for part, norm in grad_norms(pl_module.groups).items()}
             if broken := [part for part, norm in self.norms.items() if not torch.isfinite(torch.tensor(norm))]:
@@ -107,8 +112,8 @@ class GradientReceipt(Callback):
 
 
 def fingerprint(tensor: nn.Parameter | Tensor) -> int:
-    """A cheap number that changes with (almost) any change of the bits; one pass, on the tensor's device."""
-    flat = tensor.detach().contiguous().view(-1)
+    """A cheap number that changes with (almost) any change of the bits this rank holds; one pass, on its device."""
+    flat = local_part(tensor.detach()).contiguous().view(-1)
     size = flat.element_size()
     bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
     return int(bits.sum(dtype=torch.int64))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from vlmkit.batch import Batch
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import Group
+from vlmkit.training.shards import whole
 from vlmkit.training.steplines import append_line, cut_back, read_lines
 
 SCHEMA = "vlmkit.train/1"
@@ -222,12 +223,12 @@ def wait_in_words(share: float) -> str | None:
 
 
 def grad_norms(groups: list[Group]) -> dict[str, Tensor]:
-    """L2 norm of the gradients of each part, before clipping (scalars, on the device)."""
+    """L2 norm of the gradients of each part, before clipping (scalars, on the device). Every rank must call."""
     by_part: dict[str, list[Tensor]] = {}
     for group in groups:
         grads = [parameter.grad for _, parameter in group.parameters if parameter.grad is not None]
         by_part.setdefault(group.part, []).extend(grads)
-    return {part: torch.nn.utils.get_total_norm(grads) for part, grads in by_part.items()}
+    return {part: whole(torch.nn.utils.get_total_norm(grads)) for part, grads in by_part.items()}
 
 
 def _flat(record: dict[str, Any]) -> dict[str, float]:

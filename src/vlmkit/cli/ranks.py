@@ -1,0 +1,83 @@
+"""Several processes of one run: how they are started from this one, and what names a start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import lightning as L
+import torch.distributed as dist
+from lightning.pytorch.strategies.launchers.subprocess_script import (
+    _SubprocessScriptLauncher,  # pyright: ignore[reportPrivateUsage]  # the place where Lightning starts processes
+)
+
+LAUNCH_VARIABLE = "VLMKIT_LAUNCH"
+"""Names one start of a run, the same for all of its processes."""
+_HANDED_ON = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+class RankLauncher(_SubprocessScriptLauncher):
+    """Starts the other processes of this node by a given command, and leaves the environment as it found it.
+
+    Lightning re-runs the command line as it was typed: in a sweep, each of these processes would run the whole sweep.
+
+    Args:
+        launcher: Lightning's, which this one replaces.
+        command: Runs this very job, given its `LOCAL_RANK`.
+    """
+
+    def __init__(self, launcher: _SubprocessScriptLauncher, command: list[str]) -> None:
+        super().__init__(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+        self.command = command
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: L.Trainer | None = None, **kwargs: Any) -> Any:
+        """Start the others, then call `function`."""
+        environment = self.cluster_environment
+        if environment.creates_processes_externally:  # torchrun, SLURM, or this is one of the others
+            return function(*args, **kwargs)
+        environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        found = {name: os.environ.get(name) for name in _HANDED_ON}
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+        os.environ["NODE_RANK"], os.environ["LOCAL_RANK"] = str(environment.node_rank()), "0"
+        os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
+        self.procs = [
+            subprocess.Popen(self.command, env={**os.environ, "LOCAL_RANK": str(rank)})
+            for rank in range(1, self.num_processes)
+        ]
+        try:
+            return function(*args, **kwargs)
+        finally:
+            for name, value in found.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def use_command(trainer: L.Trainer, command: list[str]) -> None:
+    """Let a trainer that starts its processes itself start them by a command."""
+    strategy = cast(Any, trainer.strategy)
+    if isinstance(strategy.launcher, _SubprocessScriptLauncher):
+        strategy._launcher = RankLauncher(strategy.launcher, command)
+
+
+def part(trainer: L.Trainer) -> None:
+    """Leave the group of processes, so that the next job of a sweep can form its own."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if isinstance(launcher := cast(Any, trainer.strategy).launcher, RankLauncher):
+        for process in launcher.procs:
+            process.wait()
+
+
+def launch_name() -> str:
+    """Names this start of the run: from the launcher's variables, or made here and handed on to the processes we start."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return f"{os.environ['MASTER_PORT']}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if "SLURM_STEP_ID" in os.environ:
+        keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        return "-".join(os.environ.get(key, "0") for key in keys)
+    return os.environ.setdefault(LAUNCH_VARIABLE, f"{os.getpid()}-{time.time_ns()}")

@@ -1,0 +1,152 @@
+"""Several processes as users start them: shared models, sweeps, torchrun, and what happens when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.training.conftest import REPOSITORY, environment, lines, run, small, start, write_manifest
+
+LAUNCH = REPOSITORY / "scripts" / "launch.sh"
+TWO = ["trainer.devices=2", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Path:
+    """16 rows, three of them text only."""
+    return write_manifest(tmp_path_factory.mktemp("manifest"), 16, text_only=frozenset({1, 6, 11}))
+
+
+@pytest.fixture(scope="module")
+def alone(manifest, tmp_path_factory) -> Path:
+    """What one process makes of two packs a step."""
+    run_dir = tmp_path_factory.mktemp("alone")
+    run("train", *small(manifest, run_dir, "trainer.accumulate_grad_batches=2"))
+    return run_dir
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in lines(run_dir)]
+
+
+@pytest.mark.slow
+def test_a_shared_model_resumes_on_another_number_of_ranks(manifest, alone, tmp_path):
+    run_dir = tmp_path / "run"
+    run("train", *small(manifest, run_dir, "trainer=fsdp", *TWO, "save.every_n_steps=2", "save.keep=0"), cwd=tmp_path)
+    assert losses(run_dir) == pytest.approx(losses(alone), rel=1e-4)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"], "a rank wrote somewhere else"
+    assert not list(run_dir.glob(".*")), "nothing hidden is left"
+    one, other = (load_file(place / "hf" / "model.safetensors") for place in (alone, run_dir))
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-4
+    (run_dir / "checkpoints" / "step-000004.ckpt" / "meta.pt").unlink()  # as if it were half written
+    for name in ("step-000003.ckpt", "step-000004.ckpt"):
+        place = run_dir / "checkpoints" / name
+        if place.exists():
+            place.rename(place.with_name(f".{name}.writing"))
+    more = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.accumulate_grad_batches=2"]
+    output = run("train", *small(manifest, run_dir, *more, "resume_from=auto"))
+    assert "step-000002.ckpt" in output
+    assert [line["step"] for line in lines(run_dir)] == [1, 2, 3, 4]
+    assert losses(run_dir) == pytest.approx(losses(alone), rel=1e-4)
+    output = run("train", *small(manifest, tmp_path / "x", f"resume_from={run_dir}"), status=1)
+    assert "was written by trainer=fsdp" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_a_shared_model_trains_in_bf16(manifest, alone, tmp_path, precision):
+    checkpointing = "model.gradient_checkpointing={vision_encoder: true, language_model: true}"
+    run("train", *small(manifest, tmp_path, "trainer=fsdp", *TWO, f"trainer.precision={precision}", checkpointing))
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=0.03)
+
+
+@pytest.mark.slow
+def test_each_job_of_a_sweep_runs_on_its_own_ranks(manifest, tmp_path):
+    more = ["trainer=ddp", *TWO, "trainer.max_steps=1", "optim.lr=1e-3,1e-4"]
+    run("train", "-m", *small(manifest, tmp_path / "sweep", *more), cwd=tmp_path)
+    jobs = [path for path in (tmp_path / "sweep").iterdir() if (path / "hf").is_dir()]
+    assert len(jobs) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+    assert all(lines(job)[0]["samples"] == 4 for job in jobs)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it_too(manifest, alone, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    overrides = small(manifest, tmp_path / "run", "trainer=ddp", *TWO)
+    done = subprocess.run(
+        [*command, "-m", "vlmkit.cli.train", *overrides],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["child", "first"])
+def test_a_killed_rank_stops_the_other(manifest, tmp_path, victim):
+    process = start("train", *small(manifest, tmp_path, "trainer=ddp", *TWO, "trainer.max_epochs=500"))
+    while not (tmp_path / "train.jsonl").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    (mark,) = tmp_path.glob(".ranks/*/rank-1")
+    child = int(mark.read_text().split()[1])
+    os.kill(child if victim == "child" else process.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=60)  # ends once both have closed their output
+    assert time.monotonic() - killed < 60
+    number = 1 if victim == "child" else 0
+    assert f"rank {number} ended without a word" in output
+
+
+def launched(tmp_path: Path, *arguments: str, status: int = 0, **variables: str) -> list[str]:
+    """What `scripts/launch.sh` starts, told by a torchrun that only tells."""
+    stub = tmp_path / "torchrun"
+    stub.write_text('#!/bin/sh\nfor argument in "$@"; do echo "$argument"; done\n')
+    stub.chmod(0o755)
+    done = subprocess.run(
+        [str(LAUNCH), *arguments],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", **variables}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return done.stdout.splitlines() if status == 0 else [done.stderr.strip()]
+
+
+def test_launch_reads_the_variables_of_managed_platforms(tmp_path):
+    told = launched(
+        tmp_path, "stage=stage1", "data.sources=[a b.json]",
+        MLP_WORKER_GPU="8", MLP_WORKER_NUM="2", MLP_ROLE_INDEX="1", MLP_WORKER_0_HOST="first", MLP_WORKER_0_PORT="29400",
+    )  # fmt: skip
+    assert told == [
+        "--nnodes", "2", "--node-rank", "1", "--master-addr", "first", "--master-port", "29400",
+        "--nproc-per-node", "8", "-m", "vlmkit.cli.train", "trainer=ddp", "trainer.devices=8", "trainer.num_nodes=2",
+        "stage=stage1", "data.sources=[a b.json]",
+    ]  # fmt: skip
+
+
+def test_launch_counts_the_visible_devices(tmp_path):
+    told = launched(tmp_path, "train", "trainer=fsdp", CUDA_VISIBLE_DEVICES="0,1,3")
+    assert told == [
+        "--standalone", "--nproc-per-node", "3", "-m", "vlmkit.cli.train", "trainer.devices=3", "trainer.num_nodes=1",
+        "trainer=fsdp",
+    ]  # fmt: skip
+    assert "trainer.devices=1" in launched(tmp_path, CUDA_VISIBLE_DEVICES="")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (["eval"], {}, "eval runs in one process"),
+        ([], {"MLP_WORKER_GPU": "many"}, "MLP_WORKER_GPU=many is not a number"),
+        ([], {"MLP_WORKER_GPU": "8", "MLP_WORKER_NUM": "2"}, "MLP_ROLE_INDEX is not set"),
+    ],
+)
+def test_launch_says_what_is_missing(tmp_path, arguments, variables, message):
+    assert message in launched(tmp_path, *arguments, status=1, **variables)[0]
