@@ -27,7 +27,7 @@ USED = {
 }
 """The groups of each command."""
 CHOICES = [(command, group, option) for command in COMMANDS for group in USED[command] for option in options_of(group)]
-OURS = {"attn_implementation", "gradient_checkpointing"}
+OURS = {"attn_implementation", "gradient_checkpointing", "compile", "kernels", "lora"}
 """Settings of `model` that concern training: not for the constructor."""
 LOOPED = {"max_epochs", "max_steps"}
 """Settings of `trainer` that the plan takes."""
@@ -238,7 +238,7 @@ def test_help_and_config_answer_without_torch(command, arguments):
         ("train", "batch_size=4", "Did you mean data.batch_size?"),
         ("train", "stge=stage1", "stge: no such setting. Did you mean stage?"),
         ("eval", "ckptt=x", "ckptt: no such setting. Did you mean ckpt?"),
-        ("assemble", "model.vision_encodr=x", "Did you mean model.vision_encoder?"),
+        ("assemble", "model.vision_encodr=x", "Did you mean model.vision_encoder"),
         ("train", "model=nope", "model=nope: no such option. There are: qwen3_vl, tiny, vision2b_llm0_6b."),
         ("train", "model=tinny", "model=tinny: no such option. Did you mean tiny?"),
         ("train", "data.sources=[a", "data.sources=[a: not readable as key=value"),
