@@ -33,7 +33,7 @@ def validated(manifest, unseen, tmp_path_factory):
     settings = [
         f"data.validation={unseen}", "validate.every_n_steps=2", "validate.benchmarks=[shapes]", "validate.max_samples=3",
         "validate.max_new_tokens=4", "save.best=val/loss", "save.every_n_steps=1", "save.keep=1", "data.batch_size=4",
-        "freeze=vision_frozen", "logger=csv",
+        "freeze=vision_frozen", "logger=[csv,tensorboard]",
     ]  # fmt: skip
     forked.run(*small(manifest, folder / "run", *settings), output=folder / "out")
     return folder / "run", (folder / "out").read_text()
@@ -85,6 +85,9 @@ def test_what_was_measured_is_written_and_logged(validated):
     assert found[-1]["metrics"]["val/loss"] < found[0]["metrics"]["val/loss"]
     records = (run_dir / "validation" / "step-000004" / "shapes" / "records.jsonl").read_text().splitlines()
     assert len(records) == 3
+    pictures = sorted(path.name for path in (run_dir / "validation" / "step-000004").glob("*.png"))
+    assert pictures == [f"sample-{number}.png" for number in range(1, 5)]
+    assert list((run_dir / "tensorboard").glob("events.*"))[0].stat().st_size > 10_000, "the pictures are in it"
     assert "val/loss" in (run_dir / "metrics.csv").read_text().splitlines()[0]
 
 

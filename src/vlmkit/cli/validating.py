@@ -71,7 +71,8 @@ def make_validator(
     Raises:
         ConfigError: `save.best` names what is not measured, or early stopping has nothing to go by.
     """
-    if config.validate.benchmarks and isinstance(trainer.strategy, ModelParallelStrategy):
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    if config.validate.benchmarks and sharded:
         raise ConfigError(
             "validate.benchmarks: no rank of trainer=fsdp holds the whole model, so none can answer. Use data.validation here, and "
             "vlmkit-eval on the exported model."
@@ -92,7 +93,10 @@ def make_validator(
         loader = None
         if held_out is not None:
             loader = held_out.held_out_loader(num_ranks=trainer.world_size, rank=trainer.global_rank)
-        return Measures(loader=loader, others=[benchmarks] if benchmarks is not None else [])
+        others: list[Callable[[int], dict[str, float]]] = [benchmarks] if benchmarks is not None else []
+        if held_out is not None and config.validate.samples and not sharded:
+            others.append(_previews(config, run_dir, trainer, module, processor, held_out))
+        return Measures(loader=loader, others=others)
 
     return Validator(
         run_dir=run_dir,
@@ -128,6 +132,29 @@ def _benchmarks(config: DictConfig, run_dir: Path, module: TrainingModule, proce
         benchmarks=made,
         make_backend=lambda step: LiveBackend(model=module.packed.hf, processor=processor, step=step),
         settings=settings,
+    )
+
+
+def _previews(
+    config: DictConfig,
+    run_dir: Path,
+    trainer: L.Trainer,
+    module: TrainingModule,
+    processor: Processor,
+    held_out: PackedDataModule,
+) -> Callable[[int], dict[str, float]]:
+    from vlmkit.generation.backend import GenerationParams
+    from vlmkit.generation.live import LiveBackend
+    from vlmkit.training.previews import Previews
+
+    assert held_out.held_out_plan is not None
+    rows = held_out.held_out_plan.rows[: config.validate.samples].tolist()
+    return Previews(
+        conversations=[held_out.index.conversation(row) for row in rows],
+        make_backend=lambda step: LiveBackend(model=module.packed.hf, processor=processor, step=step),
+        directory=run_dir / "validation",
+        params=GenerationParams(max_new_tokens=config.validate.max_new_tokens, batch_size=config.validate.batch_size),
+        loggers=trainer.loggers,
     )
 
 
