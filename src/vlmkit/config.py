@@ -135,6 +135,8 @@ def options_of(group: str) -> list[str]:
 def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[str, DictConfig]:
     """Compose `eval/<name>.yaml` for each name and lay `benchmark_options.<name>` over it.
 
+    A name that ends in .yaml is a file of the user's; the benchmark is called as its stem.
+
     Args:
         names: A list of names, one name, or `all`.
         options: `benchmark_options`: a mapping from a benchmark's name to the keys to change.
@@ -146,13 +148,11 @@ def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[st
     plain = OmegaConf.to_container(names) if isinstance(names, ListConfig) else names
     wanted = known if plain == "all" else [plain] if isinstance(plain, str) else list(plain or [])  # type: ignore[arg-type]
     nodes: dict[str, DictConfig] = {}
-    for name in map(str, wanted):
-        if name not in known:
-            raise ConfigError(
-                f"benchmarks: no benchmark is named {name!r}.{_nearest(name, known)} There are: {', '.join(known)}."
-            )
-        node = OmegaConf.load(conf_dir() / "eval" / f"{name}.yaml")
-        assert isinstance(node, DictConfig)
+    for told in map(str, wanted):
+        name = Path(told).stem if told.endswith(".yaml") else told
+        node = OmegaConf.load(_benchmark_file(told, known))
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise ConfigError(f"benchmarks: {told} describes no benchmark: it has no _target_.")
         for key, value in ((options or {}).get(name) or {}).items():
             if key not in node:
                 keys = sorted(str(key) for key in node if key != "_target_")
@@ -164,6 +164,18 @@ def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[st
     if stray := sorted(set(map(str, options or {})) - set(nodes)):
         raise ConfigError(f"benchmark_options.{stray[0]}: {stray[0]} is not among benchmarks={sorted(nodes)}.")
     return nodes
+
+
+def _benchmark_file(told: str, known: list[str]) -> Path:
+    if told.endswith(".yaml"):
+        if not (path := Path(told).expanduser()).is_file():
+            raise ConfigError(f"benchmarks: there is no file {told}. Give the path of a benchmark's yaml, or a name.")
+        return path
+    if told not in known:
+        raise ConfigError(
+            f"benchmarks: no benchmark is named {told!r}.{_nearest(told, known)} There are: {', '.join(known)}."
+        )
+    return conf_dir() / "eval" / f"{told}.yaml"
 
 
 def run_directory() -> Path:

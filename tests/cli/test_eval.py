@@ -6,11 +6,15 @@ import json
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.evaluation.real_columns import PLANTED, png, write_hub
 from tests.training.conftest import run, start
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 FIELDS = {
     "key",
@@ -94,14 +98,62 @@ def test_scoring_again_needs_no_model(model, tmp_path):
     assert "25.0" in output or "50.0" in output or "75.0" in output or "100.0" in output
 
 
+def test_the_twelve_run_through_the_model_and_answers_of_a_file_are_scored(model, tmp_path):
+    for name in PLANTED:
+        write_hub(tmp_path / "data", name)
+    names = f"benchmarks=[{','.join(PLANTED)}]"
+    data = f"data_root={tmp_path / 'data'}"
+    run("eval", f"ckpt={model}", names, data, f"output_dir={tmp_path / 'model'}", *QUICK)
+    summary = json.loads((tmp_path / "model" / "summary.json").read_text())
+    assert list(summary["benchmarks"]) == list(PLANTED)
+    for name, figures in summary["benchmarks"].items():
+        lines = (tmp_path / "model" / name / "records.jsonl").read_text().splitlines()
+        assert figures["n"] == len(lines) > 1
+        assert sum("error" not in json.loads(line) for line in lines) == figures["n"] - (
+            name in ("gqa", "chartqa", "realworldqa")
+        )
+    answers = tmp_path / "answers.jsonl"
+    given = PLANTED["ocrbench"][0]
+    answers.write_text("".join(json.dumps({"id": id_, "answer": answer}) + "\n" for id_, answer in given.items()))
+    output = run(
+        "eval",
+        f"answers={answers}",
+        "benchmarks=[ocrbench]",
+        data,
+        f"output_dir={tmp_path / 'answers'}",
+        "verbose=true",
+    )
+    assert "66.7 ± 33.3" in output
+    assert "expected ['CENTRE'], answered 'It says Centre': right" in output
+
+
+def test_a_benchmark_of_one_s_own_takes_ten_lines(tmp_path):
+    (tmp_path / "mine.jsonl").write_text(
+        '{"id": "1", "image": "1.png", "question": "Which?", "options": ["cat", "dog"], "answer": "B"}\n'
+        '{"id": "2", "image": "1.png", "question": "Which?", "options": ["cat", "dog"], "answer": "A"}\n'
+    )
+    (tmp_path / "1.png").write_bytes(png())
+    (tmp_path / "mine.yaml").write_text(
+        README.split("# mine.yaml", 1)[1].split("```", 1)[0].replace("/data", str(tmp_path))
+    )
+    (tmp_path / "answers.jsonl").write_text('{"id": "1", "answer": "The dog"}\n{"id": "2", "answer": "B."}\n')
+    settings = [f"benchmarks=[{tmp_path}/mine.yaml]", f"answers={tmp_path}/answers.jsonl", f"output_dir={tmp_path}/out"]
+    run("eval", *settings)
+    figures = json.loads((tmp_path / "out" / "summary.json").read_text())["benchmarks"]["mine"]
+    assert (figures["score"], figures["metric"]) == (50.0, "choice")
+
+
 @pytest.mark.parametrize(
     ("overrides", "status", "message"),
     [
-        (["benchmarks=[]"], 0, "chartqa, realworldqa, shapes"),
+        (["benchmarks=[]"], 0, "lmms-lab-encoder/ChartQA"),
         (["benchmarks=[chartq]"], 1, "Did you mean chartqa?"),
         (["benchmark_options.shapes.prompt_sufix=x"], 1, "Did you mean prompt_suffix?"),
         (["ckpt=nowhere"], 1, "ckpt=nowhere: no model there"),
         (["use_llm_judge=true"], 1, "needs a judge"),
+        (["answers=gone.jsonl"], 1, "answers=gone.jsonl: no such file"),
+        (["benchmarks=[gone.yaml]"], 1, "there is no file gone.yaml"),
+        (["answers=x", "rescore=true"], 1, "Give one of the two"),
         (["batch_size=0", "max_samples_per_benchmark=1"], 1, "batch_size must be at least 1"),
     ],
 )

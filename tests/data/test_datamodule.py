@@ -194,6 +194,7 @@ def test_unknown_choices(key: str, corpus: Any, datamodule: MakeData) -> None:
         ("limit", True, "a whole number of at least 1 or null"),
         ("image_max_pixels", "1e6", "a whole number of at least 1 or null"),
         ("video_fps", "two", "a number of at least 0 or null"),
+        ("media_timeout_seconds", "soon", "a number of at least 0 or null"),
         ("max_tokens", 2.5, "a whole number of at least 1 or null"),
         ("batch_size", "all", "a whole number of at least 1 or null"),
         ("tokens_per_batch", -1, "a whole number of at least 1 or null"),

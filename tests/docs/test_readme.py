@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from vlmkit.cli.benchmarks import markdown
 from vlmkit.cli.options import COMMANDS, GROUPS, options_table, settings
 from vlmkit.config import conf_dir, options_of
 
@@ -165,6 +166,8 @@ def test_the_picture_is_drawn_for_light_and_dark_and_names_every_room():
     assert "prefers-color-scheme: dark" in text
 
 
-def test_benchmarks_are_all_listed():
+def test_the_table_of_benchmarks_is_the_generated_one():
+    inside = README.split("<!-- benchmarks:", 1)[1].split("-->\n", 1)[1].split("<!-- end of benchmarks -->", 1)[0]
+    assert inside.strip() == markdown().strip(), "put the output of python -m vlmkit.cli.benchmarks into the README"
     for name in options_of("eval"):
         assert f"\n| {name} |" in README, name

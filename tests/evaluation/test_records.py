@@ -23,6 +23,16 @@ def test_a_whole_line_without_its_end_is_torn_too(tmp_path):
     assert read_records(path) == []
 
 
+def test_a_damaged_line_in_the_middle_costs_that_line_alone(tmp_path, caplog):
+    path = tmp_path / "records.jsonl"
+    append_records(path, [{"id": name, "key": "k"} for name in "abc"])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"\x00\xff{" + lines[1][5:] + lines[2])
+    assert [record["id"] for record in read_records(path)] == ["a", "c"]
+    assert "1 damaged lines taken out; their cases are answered again" in caplog.text
+    assert path.read_bytes() == lines[0] + lines[2]
+
+
 def test_appending_goes_on_where_it_stood(tmp_path):
     path = tmp_path / "deep" / "records.jsonl"
     append_records(path, [{"id": "a", "key": "k"}])

@@ -12,6 +12,7 @@ from vlmkit.evaluation.report import markdown, table, write_reports
 
 class Told:
     name, metric, protocol, source = "told", "exact_match", "lmms-eval", "here"
+    unit, judge, resampled = "percent", "no", True
 
     def __init__(self, **baselines):
         self._baselines = baselines
@@ -19,9 +20,13 @@ class Told:
     def baselines(self):
         return self._baselines
 
+    def figures(self, records):
+        return {}
 
-def record(score, outcome, category=""):
-    return {"score": score, "outcome": outcome, "category": category, "seconds": 0.5}
+
+def record(score, outcome, category="", cluster="", **labels):
+    told = {"score": score, "outcome": outcome, "category": category, "cluster": cluster, "labels": labels}
+    return told | {"seconds": 0.5}
 
 
 RECORDS = [
@@ -39,8 +44,15 @@ def test_figures_are_the_ones_computed_by_hand():
     assert figures["n"] == 5
     assert figures["stderr"] == pytest.approx(100 * (0.2 / 5) ** 0.5, abs=1e-3)  # s**2 = 0.8 / 4
     assert figures["parsed"] == 0.6
+    assert figures["score_parsed"] == 50.0
     assert figures["seconds"] == 2.5
-    assert figures["by_category"]["b"] == {"score": 16.6667, "n": 3, "stderr": 16.6667, "parsed": 0.3333}
+    assert figures["by_category"]["b"] == {
+        "score": 16.6667,
+        "n": 3,
+        "stderr": 16.6667,
+        "parsed": 0.3333,
+        "score_parsed": 50.0,
+    }
     assert figures["outcomes"] == {"failed": 1, "partial": 1, "right": 1, "unparsed": 1, "wrong": 1}
     assert figures["baselines"] == {"guesser": 12.5}
 
@@ -71,3 +83,38 @@ def test_tables_say_error_parse_rate_and_baselines():
     assert "60.0%" in shown
     assert "text only guesser 20.0" in shown
     assert "| a | 50.0 ± 50.0 | 2 | 100.0% |" in markdown(figures, {})
+
+
+def test_questions_on_one_image_are_one_cluster():
+    """Four answers in two clusters: the residuals of a cluster are added before they are squared."""
+    rows = [record(1, "right", cluster="x"), record(1, "right", cluster="x")]
+    rows += [record(0, "wrong", cluster="y"), record(1, "right", cluster="y")]
+    assert aggregate(Told(), rows)["stderr"] == pytest.approx(100 * (2 * (0.5**2 + 0.5**2)) ** 0.5 / 4, abs=1e-3)
+    apart = [row | {"cluster": ""} for row in rows]
+    assert aggregate(Told(), apart)["stderr"] == pytest.approx(100 * (0.75 / 3 / 4) ** 0.5, abs=1e-3)
+    assert aggregate(Told(), rows[:2])["stderr"] is None
+
+
+def test_labels_make_further_tables():
+    rows = [record(1, "right", "a", task="x"), record(0, "wrong", "a", task="y"), record(1, "right", "b", task="x")]
+    figures = aggregate(Told(), rows)
+    assert figures["tables"]["task"]["x"]["score"] == 100.0
+    assert figures["tables"]["task"]["x"]["n"] == 2
+    assert "## told by task" in markdown({"told": figures}, {})
+
+
+class Best(Told):
+    """Its headline figure is no mean."""
+
+    metric = "best"
+
+    def figures(self, records):
+        return {"best": 100 * max(record["score"] for record in records)}
+
+
+def test_a_headline_figure_of_its_own_has_a_jackknifed_error():
+    rows = [record(1, "right"), record(0, "wrong"), record(0, "wrong")]
+    figures = aggregate(Best(), rows)
+    assert (figures["score"], figures["accuracy"]) == (100.0, 33.3333)
+    # Left out in turn: 0, 100, 100; their mean is 200/3.
+    assert figures["stderr"] == pytest.approx((2 / 3 * ((200 / 3) ** 2 + 2 * (100 / 3) ** 2)) ** 0.5, abs=1e-3)

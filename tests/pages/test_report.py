@@ -37,7 +37,12 @@ def benchmark(folder, num_cases: int) -> JsonlBenchmark:
     ]  # fmt: skip
     (folder / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return JsonlBenchmark(
-        name="drawn", path=folder / "cases.jsonl", root=None, prompt_suffix=None, baselines={"guesser": 12.5}
+        name="drawn",
+        path=folder / "cases.jsonl",
+        root=None,
+        rule="exact_match",
+        prompt_suffix=None,
+        baselines={"guesser": 12.5},
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.data.conftest import said
 
+from tests.data.conftest import said
 from vlmkit.data.dataset import PackDataset
 from vlmkit.errors import DataError
 

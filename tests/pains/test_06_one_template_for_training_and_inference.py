@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.data.conftest import said
 from transformers import Qwen3VLProcessor
 
+from tests.data.conftest import said
 from vlmkit.conversation import ImagePart, TextPart
 from vlmkit.processing.encode import encode_example, encode_prompt
 from vlmkit.processing.processor import load_processor

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+
 from tests.data.conftest import said
 from tests.training.conftest import lines, run, small
-
 from vlmkit.training.callbacks.steplog import wait_in_words
 
 

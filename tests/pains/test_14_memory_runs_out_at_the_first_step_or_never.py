@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+
 from tests.training.conftest import write_manifest
 from tests.training.gradients import datamodule
-
 from vlmkit.data.plan import pack_weights
 from vlmkit.errors import ConfigError
 from vlmkit.model.assembly import WholeCheckpoint

@@ -9,9 +9,9 @@ import sys
 import time
 
 import pytest
+
 from tests.training.conftest import REPOSITORY, environment, lines, small, write_manifest
 from tests.training.recorder import recorded
-
 from vlmkit.config import build, read_config
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.dataset import PackDataset

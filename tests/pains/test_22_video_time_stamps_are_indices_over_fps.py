@@ -103,3 +103,12 @@ def test_a_list_of_frames_is_taken_whole_at_the_sampling_rate(tiny, tmp_path):
     assert place.frames == (0, 1, 2, 3, 4), "not sampled a second time"
     assert [number_of(frame) for frame in load_frames(part, list(place.frames), processor.reading)] == [0, 1, 2, 3, 4]
     assert place.seconds == (0.25, 1.25, 2.0)
+
+
+def test_a_long_list_of_frames_keeps_to_the_most_frames_of_a_video(tiny, tmp_path):
+    for number in range(9):
+        Image.fromarray(picture(number)).save(tmp_path / f"{number}.png")
+    part = VideoPart(tuple(tmp_path / f"{number}.png" for number in range(9)))
+    place = layout(part, sampling(tiny, 2.0, 5))
+    assert place.frames == (0, 2, 4, 6, 8)
+    assert place.seconds == (0.5, 2.5, 4.0)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.data.conftest import said
 
+from tests.data.conftest import said
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.dataset import PackDataset, PlanLoader, SlotSampler
 from vlmkit.errors import DataError

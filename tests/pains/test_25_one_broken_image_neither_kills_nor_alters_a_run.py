@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tests.training.conftest import lines, run, small, write_manifest
 
+from tests.training.conftest import lines, run, small, write_manifest
 from vlmkit.conversation import ImagePart
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.dataset import PackDataset
@@ -97,7 +97,7 @@ def test_a_fault_that_is_not_the_mediums_is_never_masked(data, processor, manife
 
 def test_every_row_has_one_fate(data):
     masked = [(row, "unreadable_media", f"image {row} cannot be decoded.") for row in BROKEN]
-    told = data.accounting(masked)
+    told = data.accounting(masked=masked)
     (rows,) = told["sources"].values()
     assert rows["read"] == NUM_ROWS == rows["trained"] + rows["skipped"] + rows["masked"] + rows["overlong"]
     assert (rows["trained"], rows["masked"]) == (NUM_ROWS - 3, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import struct
 import time
 from pathlib import Path
 
@@ -97,6 +98,42 @@ def test_sampling_is_that_of_the_stock_processor(video, processor):
     stock = processor.hf.video_processor
     wanted = stock.sample_frames(VideoMetadata(total_num_frames=NUM_FRAMES, fps=FPS), fps=stock.fps)
     assert list(layout(VideoPart(video), processor).frames) == [int(index) for index in wanted]
+
+
+def turned(path: Path, degrees: int) -> None:
+    """Say in an mp4 that it is to be shown turned clockwise (ISO 14496-12, 8.3.2: the matrix of `tkhd`)."""
+    one = 1 << 16
+    a, b = {90: (0, one), 180: (-one, 0), 270: (0, -one)}[degrees]
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, -b, a, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_turned_video_is_upright_with_every_reader(tmp_path, video, name, degrees):
+    read = VideoReading(reader=usable(name), timeout_seconds=60.0)
+    lying = read.frames(video, [0, 22]).permute(0, 2, 3, 1).numpy()
+    path = tmp_path / "turned.mp4"
+    path.write_bytes(video.read_bytes())
+    turned(path, degrees)
+    header, frames = read.header(path), read.frames(path, [0, 22])
+    assert (header.height, header.width) == tuple(frames.shape[-2:])
+    upright = np.rot90(lying, -degrees // 90, axes=(1, 2))
+    assert np.abs(frames.permute(0, 2, 3, 1).numpy().astype(int) - upright).mean() < 2
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_takes_the_rate_of_the_container(tmp_path, name):
+    path = numbered(tmp_path / "cut.mkv")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    read = VideoReading(reader=usable(name), timeout_seconds=60.0)
+    header = read.header(path)
+    assert header.fps == FPS
+    assert header.num_frames < NUM_FRAMES
+    last = read.frames(path, [header.num_frames - 1]).permute(0, 2, 3, 1).numpy()[0]
+    assert number_of(last) == header.num_frames - 1
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from vlmkit.config import benchmark_nodes, build, options_of, run_command
+from vlmkit.config import benchmark_nodes, build, run_command
 from vlmkit.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -26,23 +26,26 @@ def main() -> None:
 def _task(config: DictConfig) -> None:
     nodes = benchmark_nodes(config.benchmarks, config.benchmark_options)
     if not nodes:
-        print("Benchmarks: " + ", ".join(options_of("eval")))
+        from vlmkit.cli.benchmarks import text
+
+        print(text())
         return
     if config.use_llm_judge:
         raise ConfigError("use_llm_judge=true: none of the benchmarks here needs a judge; they are scored by rule.")
     from vlmkit.cli.quiet import hush
 
     hush()
-    benchmarks = [_benchmark(node, config) for node in nodes.values()]
-    directory = None if config.rescore and config.output_dir else _model_directory(config)
+    benchmarks = [_benchmark(name, node, config) for name, node in nodes.items()]
+    directory = _model_directory(config) if _needs_model(config) else None
     output_dir = _output_dir(config, directory)
     _evaluate(config, benchmarks, directory, output_dir)
 
 
 def _evaluate(config: DictConfig, benchmarks: list[Benchmark], directory: Path | None, output_dir: Path) -> None:
     from vlmkit.evaluation.aggregate import aggregate
+    from vlmkit.evaluation.answered import FileAnswers
     from vlmkit.evaluation.report import table, write_reports
-    from vlmkit.evaluation.runner import RunSettings, run_benchmark, score_records
+    from vlmkit.evaluation.runner import RunSettings, run_answers, run_benchmark, score_records
     from vlmkit.generation.backend import GenerationBackend, GenerationParams
     from vlmkit.pages.report import write_report
 
@@ -57,8 +60,12 @@ def _evaluate(config: DictConfig, benchmarks: list[Benchmark], directory: Path |
         verbose=config.verbose,
         progress=config.progress,
     )
-    checkpoint = {"path": str(directory or config.ckpt)}
-    if config.rescore:
+    checkpoint = {"path": str(directory or config.ckpt or config.answers)}
+    if config.answers:
+        answers = FileAnswers(config.answers)
+        checkpoint |= answers.identity
+        found = {one.name: run_answers(one, answers, settings) for one in benchmarks}
+    elif config.rescore:
         found = {one.name: score_records(one, settings) for one in benchmarks}
     else:
         backend = build(config.backend, GenerationBackend, directory=directory)
@@ -78,14 +85,31 @@ def _evaluate(config: DictConfig, benchmarks: list[Benchmark], directory: Path |
     print(f"\nEvery answer: {page} and {output_dir}/<benchmark>/records.jsonl; figures: {summary}")
 
 
-def _benchmark(node: DictConfig, config: DictConfig) -> Benchmark:
-    """Make a benchmark; settings of the command line that concern all fill in what its file leaves open."""
-    from vlmkit.evaluation.benchmark import Benchmark
+def _needs_model(config: DictConfig) -> bool:
+    """Whether questions will be asked.
 
-    for name in ("prompt_suffix", "data_root", "protocol"):
-        if name in node and config[name] is not None:
-            node[name] = config[name]
-    return build(node, Benchmark)
+    Raises:
+        ConfigError: the records of another evaluation are asked for without saying where.
+    """
+    if config.answers and config.rescore:
+        raise ConfigError("answers= and rescore=true: answers of a file are scored anyway. Give one of the two.")
+    return not config.answers and not (config.rescore and config.output_dir)
+
+
+def _benchmark(name: str, node: DictConfig, config: DictConfig) -> Benchmark:
+    """Make a benchmark; settings that concern all replace those of its file, its own options win."""
+    from vlmkit.cli.benchmarks import protocols_of
+    from vlmkit.evaluation.benchmark import Benchmark
+    from vlmkit.evaluation.benchmarks.asking import PROTOCOLS
+
+    given = config.benchmark_options.get(name) or {}
+    for key in ("prompt_suffix", "data_root", "protocol", "seed"):
+        if key in node and key not in given and config[key] is not None:
+            if key == "protocol" and config[key] not in PROTOCOLS:
+                raise ConfigError(f"protocol={config[key]}: choose {' or '.join(PROTOCOLS)}.")
+            if key != "protocol" or config[key] in protocols_of(node._target_):
+                node[key] = config[key]
+    return build(node, Benchmark, f"benchmark_options.{name}")
 
 
 def _model_directory(config: DictConfig) -> Path:

@@ -98,6 +98,7 @@ class PackedDataModule(L.LightningDataModule):
         _check_number("video_max_pixels", video_max_pixels, least=1, optional=True)
         _check_number("video_fps", video_fps, least=0, optional=True, whole=False)
         _check_number("video_max_frames", video_max_frames, least=1, optional=True)
+        _check_number("media_timeout_seconds", media_timeout_seconds, least=0, optional=True, whole=False)
         _check_number("max_tokens", max_tokens, least=1, optional=True)
         _check_number("batch_size", batch_size, least=1, optional=True)
         _check_number("tokens_per_batch", tokens_per_batch, least=1, optional=True)

@@ -18,6 +18,7 @@ def shapes_benchmark(*, prompt_suffix: str | None) -> JsonlBenchmark:
         name="shapes",
         path=drawn.held_out,
         root=drawn.root,
+        rule="exact_match",
         prompt_suffix=prompt_suffix,
         baselines={"text_only_guesser": guessed},
     )

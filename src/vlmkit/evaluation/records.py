@@ -16,7 +16,7 @@ SCHEMA = "vlmkit.record/1"
 FIELDS = (
     "key", "id", "benchmark", "prompt", "media", "answer", "extracted", "expected", "score", "outcome", "tokens", "seconds",
 )  # fmt: skip
-"""Fields of a record; `category` stands beside them, and `error` where a case failed."""
+"""Fields of a record; `category`, `labels` and `cluster` stand beside them, and `error` where a case failed."""
 
 
 def record_key(*, identity: Mapping[str, str], benchmark: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
@@ -26,30 +26,50 @@ def record_key(*, identity: Mapping[str, str], benchmark: Mapping[str, Any], dec
 
 
 def read_records(path: Path) -> list[Record]:
-    """Records of a file, as far as its lines are whole; a torn end is cut off the file, and said.
+    """The whole records of a file; lines that are none are taken out of it, and said.
 
-    A kill in the middle of a write leaves half a line; what stands before it is kept.
+    A kill in the middle of a write leaves half a line at the end; what stands before it is kept. So are the whole lines
+    after a damaged one.
     """
     if not path.is_file():
         return []
     content = path.read_bytes()
+    kept: list[bytes] = []
     records: list[Record] = []
-    good = 0
     for line in content.splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-            assert line.endswith(b"\n")
-            records.append({**record, "id": record["id"], "key": record["key"]})
-        except (ValueError, KeyError, TypeError, AssertionError):
-            break
-        good += len(line)
-    if good < len(content):
-        _log.warning(
-            "%s: cut back to its last whole record (%d bytes of a torn one dropped).", path, len(content) - good
-        )
-        with path.open("r+b") as file:
-            file.truncate(good)
+        if (record := _whole(line)) is not None:
+            records.append(record)
+            kept.append(line)
+    good = b"".join(kept)
+    if good == content:
+        return records
+    if content.startswith(good):
+        torn = len(content) - len(good)
+        _log.warning("%s: cut back to its last whole record (%d bytes of a torn one dropped).", path, torn)
+    else:
+        damaged = len(content.splitlines()) - len(kept)
+        _log.warning("%s: %d damaged lines taken out; their cases are answered again.", path, damaged)
+    aside = path.with_suffix(".writing")
+    _write(aside, good)
+    aside.rename(path)
     return records
+
+
+def _whole(line: bytes) -> Record | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record: Any = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"id", "key"} <= record.keys() else None
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def append_records(path: Path, records: Iterable[Record]) -> None:

@@ -48,17 +48,21 @@ def markdown(benchmarks: Mapping[str, Figures], checkpoint: Mapping[str, str]) -
     for name, figures in benchmarks.items():
         if figures.get("baselines"):
             lines += ["", _baseline(name, figures)]
-        if figures["by_category"]:
-            rows = [("category", "score", "n", "parsed")]
-            rows += [
-                (category, _score(of), str(of["n"]), f"{of['parsed']:.1%}")
-                for category, of in figures["by_category"].items()
-            ]
-            lines += ["", f"## {name} by category", "", *_markdown_table(rows)]
+        if figures.get("figures"):
+            told = ", ".join(f"{key.replace('_', ' ')} {value:.2f}" for key, value in figures["figures"].items())
+            lines += ["", f"{name}: {told}"]
+        for group, of in {"category": figures["by_category"], **figures.get("tables", {})}.items():
+            if of:
+                lines += ["", f"## {name} by {group.replace('_', ' ')}", "", *_markdown_table(_group_rows(group, of))]
     return "\n".join(lines) + "\n"
 
 
 _HEAD = ("benchmark", "score", "n", "parsed", "metric", "protocol", "seconds")
+
+
+def _group_rows(group: str, figures: Mapping[str, Figures]) -> list[tuple[str, ...]]:
+    rows = [(group.replace("_", " "), "score", "n", "parsed")]
+    return rows + [(name, _score(of), str(of["n"]), f"{of['parsed']:.1%}") for name, of in figures.items()]
 
 
 def _row(name: str, figures: Figures) -> tuple[str, ...]:

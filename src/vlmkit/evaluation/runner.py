@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from vlmkit.errors import VlmkitError
+from vlmkit.evaluation.answered import FileAnswers
 from vlmkit.evaluation.benchmark import BadCase, Benchmark, Case
 from vlmkit.evaluation.records import (
     SCHEMA,
@@ -59,27 +60,45 @@ def run_benchmark(benchmark: Benchmark, backend: GenerationBackend, settings: Ru
     Returns:
         The records, in the order of the data.
     """
-    path = settings.path(benchmark)
+
+    def answer(cases: Sequence[Case]) -> Iterable[Generation]:
+        return backend.generate([case.conversation for case in cases], settings.params)
+
     key = record_key(
         identity=backend.identity, benchmark=_task(benchmark), decoding=vars(settings.params) | {"batch_size": None}
     )
+    return _run(benchmark, answer, key, settings)
+
+
+def run_answers(benchmark: Benchmark, answers: FileAnswers, settings: RunSettings) -> list[Record]:
+    """Record and score answers made elsewhere; a case that the file does not answer is recorded as failed.
+
+    Raises:
+        ConfigError: the file answers not one case.
+    """
+    identifiers = [case.id for case in islice(benchmark.cases(), settings.max_samples)]
+    answers.check(benchmark.name, identifiers)
+    key = record_key(identity=answers.identity, benchmark=_task(benchmark), decoding={})
+    return _run(benchmark, answers.answer, key, settings)
+
+
+_Answer = Callable[[Sequence[Case]], Iterable[Generation]]
+
+
+def _run(benchmark: Benchmark, answer: _Answer, key: str, settings: RunSettings) -> list[Record]:
+    path = settings.path(benchmark)
     done = read_records(path)
-    if done and done[0]["key"] != key:
+    if any(record["key"] != key for record in done):
         old = set_aside(path)
         _log.warning("%s: answers of another model, prompt or decoding are not used again; they lie in %s.", path, old)
         done = []
     answered = {record["id"] for record in done}
-    cases = list(islice(benchmark.cases(), settings.max_samples))
-    missing = [case for case in cases if case.id not in answered]
-    with tqdm(
-        total=len(cases),
-        initial=len(cases) - len(missing),
-        desc=benchmark.name,
-        unit="case",
-        disable=not settings.progress,
-    ) as bar:
+    total = min(len(benchmark), settings.max_samples or len(benchmark))
+    with tqdm(total=total, desc=benchmark.name, unit="case", disable=not settings.progress) as bar:
+        cases = islice(benchmark.cases(), settings.max_samples)
+        missing = _not_yet(cases, answered, bar)
         for window in _windows(missing, settings.params.batch_size * _WINDOW_BATCHES):
-            records = _answer(benchmark, backend, window, settings, key)
+            records = _answer(benchmark, answer, window, settings, key)
             append_records(path, records)
             bar.update(len(records))
     return score_records(benchmark, settings)
@@ -87,6 +106,11 @@ def run_benchmark(benchmark: Benchmark, backend: GenerationBackend, settings: Ru
 
 def score_records(benchmark: Benchmark, settings: RunSettings) -> list[Record]:
     """Score the records that are there, again or for the first time; needs no model.
+
+    Records beyond `max_samples`, or of cases that the data no longer has, stay in the file as they are.
+
+    Returns:
+        The scored records, in the order of the data.
 
     Raises:
         VlmkitError: there are none.
@@ -97,14 +121,32 @@ def score_records(benchmark: Benchmark, settings: RunSettings) -> list[Record]:
         raise VlmkitError(f"{path}: no records to score. Run the evaluation without rescore=true first.")
     scored: list[Record] = []
     for case in islice(benchmark.cases(), settings.max_samples):
-        if (record := by_id.get(case.id)) is None:
-            continue
-        score = (
-            failed() if isinstance(case, BadCase) or record.get("error") else benchmark.score(case, record["answer"])
-        )
-        scored.append(record | {"extracted": score.extracted, "score": score.value, "outcome": score.outcome})
-    replace_records(path, scored)
+        if (record := by_id.pop(case.id, None)) is not None:
+            scored.append(record | _graded(benchmark, case, record))
+    replace_records(path, [*scored, *by_id.values()])
     return scored
+
+
+def _graded(benchmark: Benchmark, case: Case | BadCase, record: Record) -> Record:
+    """What scoring says of a record."""
+    score = failed()
+    if isinstance(case, Case) and not record.get("error"):
+        try:
+            score = benchmark.score(case, record["answer"])
+        except ValueError as error:
+            _log.warning("%s: case %s cannot be scored (%s); it is recorded as failed.", benchmark.name, case.id, error)
+    return {"extracted": score.extracted, "score": score.value, "outcome": score.outcome}
+
+
+def _not_yet(
+    cases: Iterable[Case | BadCase], answered: Container[str], bar: tqdm[NoReturn]
+) -> Iterator[Case | BadCase]:
+    """The cases without a record; the others only move the bar."""
+    for case in cases:
+        if case.id in answered:
+            bar.update()
+        else:
+            yield case
 
 
 def _task(benchmark: Benchmark) -> dict[str, Any]:
@@ -112,24 +154,25 @@ def _task(benchmark: Benchmark) -> dict[str, Any]:
     return {name: str(value) for name, value in sorted(vars(benchmark).items()) if not name.startswith("_")}
 
 
-def _windows(cases: Sequence[Case | BadCase], size: int) -> Iterator[Sequence[Case | BadCase]]:
-    for start in range(0, len(cases), size):
-        yield cases[start : start + size]
+def _windows(cases: Iterable[Case | BadCase], size: int) -> Iterator[Sequence[Case | BadCase]]:
+    """Cases by so many: only one window is in memory."""
+    cases = iter(cases)
+    while window := list(islice(cases, size)):
+        yield window
 
 
 def _answer(
-    benchmark: Benchmark, backend: GenerationBackend, window: Sequence[Case | BadCase], settings: RunSettings, key: str
+    benchmark: Benchmark, answer: _Answer, window: Sequence[Case | BadCase], settings: RunSettings, key: str
 ) -> list[Record]:
-    asked = [case for case in window if isinstance(case, Case)]
-    answers = iter(backend.generate([case.conversation for case in asked], settings.params))
+    answers = iter(answer([case for case in window if isinstance(case, Case)]))
     records: list[Record] = []
     for case in window:
-        answer = (
+        given = (
             next(answers)
             if isinstance(case, Case)
             else Generation(text="", num_tokens=0, seconds=0.0, error=case.reason)
         )
-        records.append(_record(benchmark, case, answer, key))
+        records.append(_record(benchmark, case, given, key))
         if settings.verbose:
             _show(records[-1])
     return records
@@ -137,7 +180,6 @@ def _answer(
 
 def _record(benchmark: Benchmark, case: Case | BadCase, answer: Generation, key: str) -> Record:
     asked = isinstance(case, Case)
-    score = benchmark.score(case, answer.text) if asked and answer.error is None else failed()
     record: Record = {
         "schema": SCHEMA,
         "key": key,
@@ -146,15 +188,19 @@ def _record(benchmark: Benchmark, case: Case | BadCase, answer: Generation, key:
         "prompt": case.prompt if asked else "",
         "media": list(case.media) if asked else [],
         "answer": answer.text,
-        "extracted": score.extracted,
+        "extracted": None,
         "expected": case.expected if asked else None,
-        "score": score.value,
-        "outcome": score.outcome,
+        "score": 0.0,
+        "outcome": "failed",
         "tokens": answer.num_tokens,
         "seconds": round(answer.seconds, 4),
         "category": case.category,
+        "labels": dict(case.labels) if asked else {},
+        "cluster": case.cluster if asked else "",
     }
-    return record | ({"error": answer.error} if answer.error is not None else {})
+    if answer.error is not None:
+        record["error"] = answer.error
+    return record | _graded(benchmark, case, record)
 
 
 def _show(record: Record) -> None:

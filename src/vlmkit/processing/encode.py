@@ -187,12 +187,17 @@ def layout(part: ImagePart | VideoPart, processor: Processor) -> MediumLayout:
 
 
 def _sample_frames(num_frames: int, fps: float | None, processor: Processor) -> tuple[list[int], float]:
-    """Frames to read and the rate their numbers count in; a list of frames is taken whole, at the sampling rate."""
+    """Frames to read and the rate their numbers count in.
+
+    A list of frames stands for a video sampled already, at the sampling rate: it is taken whole, or evenly where it has more
+    than the most frames of a video.
+    """
     from transformers.video_utils import VideoMetadata
 
     video = processor.hf.video_processor
     if fps is None:
-        return list(range(num_frames)), float(video.fps)
+        count = min(num_frames, video.max_frames)
+        return np.linspace(0, num_frames - 1, count).round().astype(int).tolist(), float(video.fps)
     metadata = VideoMetadata(total_num_frames=num_frames, fps=fps)
     return [int(index) for index in video.sample_frames(metadata, fps=video.fps)], fps
 

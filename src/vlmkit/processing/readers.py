@@ -102,7 +102,9 @@ class TorchcodecReader:
             told = self._open(path).metadata
         except (RuntimeError, ValueError, OSError) as error:
             raise ReadError(_first_line(error)) from error
-        fps = float(told.average_fps) if told.average_fps else None
+        # The container's rate, as the other readers take it; that of the frames found differs where a file is cut short.
+        rate = told.average_fps_from_header or told.average_fps
+        fps = float(rate) if rate else None
         return VideoHeader(num_frames=int(told.num_frames or 0), fps=fps, height=told.height, width=told.width)
 
     def frames(self, path: Path, indices: Sequence[int]) -> NDArray[np.uint8]:
@@ -114,7 +116,7 @@ class TorchcodecReader:
 
 
 class PyavReader:
-    """PyAV: ships FFmpeg with it, and decodes from the beginning."""
+    """PyAV: ships FFmpeg with it, decodes from the beginning, and leaves turning a frame as the file says to us."""
 
     def __init__(self) -> None:
         self._av: Any = import_module("av")
@@ -128,7 +130,12 @@ class PyavReader:
                 stream = container.streams.video[0]
                 num_frames = stream.frames or sum(1 for _ in container.decode(stream))
                 fps = float(stream.average_rate) if stream.average_rate else None
-                return VideoHeader(num_frames=num_frames, fps=fps, height=stream.height, width=stream.width)
+                height, width = stream.height, stream.width
+                container.seek(0)
+                first = next(container.decode(stream), None)
+                if first is not None and first.rotation % 180:
+                    height, width = width, height
+                return VideoHeader(num_frames=num_frames, fps=fps, height=height, width=width)
         except (self._av.FFmpegError, OSError) as error:
             raise ReadError(_first_line(error)) from error
 
@@ -139,7 +146,8 @@ class PyavReader:
             with self._av.open(str(path)) as container:
                 for number, frame in enumerate(container.decode(video=0)):
                     if number in wanted:
-                        found[number] = frame.to_ndarray(format="rgb24")
+                        upright = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                        found[number] = np.ascontiguousarray(upright)
                     if len(found) == len(wanted):
                         break
         except (self._av.FFmpegError, OSError, IndexError) as error:

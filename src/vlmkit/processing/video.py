@@ -55,6 +55,11 @@ class VideoReading:
             raise DataError(
                 f"video {str(path)!r} holds no frame. Replace the file or drop the row.", reason="empty_media"
             )
+        if header.fps is None:
+            raise DataError(
+                f"video {str(path)!r} says no frame rate, so its frames have no time. Replace the file or drop the row.",
+                reason="unreadable_media",
+            )
         return header
 
     def frames(self, path: Path, indices: list[int]) -> Tensor:

@@ -2,73 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from vlmkit.errors import DataError
-from vlmkit.evaluation.answers import remove_reasoning
-from vlmkit.evaluation.benchmark import BadCase, Case
-from vlmkit.evaluation.benchmarks.asking import ask, check_protocol
-from vlmkit.evaluation.loading import bad, image_bytes, load_rows
-from vlmkit.evaluation.score import ProtocolName, Score
+from vlmkit.evaluation.benchmark import Case
+from vlmkit.evaluation.benchmarks.asking import SINGLE_WORD_OR_PHRASE
+from vlmkit.evaluation.benchmarks.dataset import ShortAnswerBenchmark
+from vlmkit.evaluation.rows import Layout, Row
+from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.relaxed_accuracy import relaxed_accuracy
 
-_SUFFIXES = {
-    "lmms-eval": "\nAnswer the question with a single word.",
-    "vlmevalkit": "\nAnswer the question using a single word or phrase.",
-}
 
-
-class ChartQA:
-    """The test split; categories are its human and its augmented half.
-
-    Args:
-        protocol: `lmms-eval` or `vlmevalkit`: prompt and rule of that evaluator.
-        prompt_suffix: Instead of the protocol's instruction after the question; None: the protocol's.
-        hub_id: Where the data is on the hub.
-        split: Its split.
-        data_root: Local Parquet files; None: the hub.
-    """
+class ChartQA(ShortAnswerBenchmark):
+    """The test split; categories are its human and its augmented half."""
 
     name = "chartqa"
     metric = "relaxed_accuracy"
+    columns: ClassVar[Mapping[Layout, tuple[str, ...]]] = {
+        "hub": ("type", "question", "answer", "image"),
+        "tsv": ("index", "question", "answer", "image"),
+    }
+    optional: ClassVar[Mapping[Layout, tuple[str, ...]]] = {"tsv": ("image_path", "split")}
+    tsv_name = "ChartQA_TEST"
+    lmms_eval_instruction = "\nAnswer the question with a single word."
+    vlmevalkit_instruction = SINGLE_WORD_OR_PHRASE
 
-    def __init__(
-        self, *, protocol: str, prompt_suffix: str | None, hub_id: str, split: str, data_root: str | Path | None
-    ) -> None:
-        self.protocol = check_protocol(self.name, protocol)
-        self.suffix = _SUFFIXES[self.protocol] if prompt_suffix is None else prompt_suffix
-        self.source = hub_id
-        self.split = split
-        self.data_root = data_root
+    def expected(self, row: Row) -> Any:
+        """The one answer, as written."""
+        return row.text("answer")
 
-    def cases(self) -> Iterator[Case | BadCase]:
-        """A case a row; its id is the row's number."""
-        rows = load_rows(
-            name=self.name,
-            hub_id=self.source,
-            config=None,
-            split=self.split,
-            columns=("type", "question", "answer", "image"),
-            data_root=self.data_root,
-        )
-        for number, (origin, row) in enumerate(rows):
-            try:
-                image = image_bytes(row["image"], origin=origin)
-            except DataError as error:
-                yield bad(str(number), error)
-                continue
-            category = str(row["type"]).removesuffix("_test")
-            yield ask(
-                str(number), image, f"{row['question']}{self.suffix}", row["answer"], origin=origin, category=category
-            )
+    def read(self, row: Row, identifier: str) -> Case | None:
+        """A case a row, in its half."""
+        half = row.optional("split" if row.layout == "tsv" else "type").removesuffix("_test").removeprefix("test_")
+        values = {**row.values, "half": half, "category": half}
+        return super().read(Row(values, row.origin, row.layout, row.number, row.root), identifier)
 
-    def score(self, case: Case, answer: str) -> Score:
+    category_column = "half"
+
+    def grade(self, case: Case, prediction: str) -> Score:
         """Relaxed accuracy."""
-        prediction = remove_reasoning(answer) if self.protocol == "lmms-eval" else answer
-        return relaxed_accuracy(prediction=prediction, target=case.expected, protocol=cast(ProtocolName, self.protocol))
-
-    def baselines(self) -> dict[str, float]:
-        """None."""
-        return {}
+        return relaxed_accuracy(prediction=prediction, target=case.expected, protocol=self.rule)

@@ -1,35 +1,85 @@
-"""A benchmark out of a JSONL file: an image, a question, a short answer."""
+"""A benchmark of your own out of a JSONL file: media, a question, an answer, and a rule by name."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
+from vlmkit.conversation import VideoPart
 from vlmkit.errors import ConfigError, Origin
-from vlmkit.evaluation.benchmark import BadCase, Case
-from vlmkit.evaluation.benchmarks.asking import ask
+from vlmkit.evaluation.answers import find_yes_or_no
+from vlmkit.evaluation.benchmark import BadCase, Case, JudgeUse
+from vlmkit.evaluation.benchmarks.asking import Content, ask, listed
+from vlmkit.evaluation.rows import lettered
 from vlmkit.evaluation.score import Score, grade
+from vlmkit.evaluation.scorers.anls import anls
+from vlmkit.evaluation.scorers.multiple_choice import score_inferred_choice
+from vlmkit.evaluation.scorers.relaxed_accuracy import relaxed_accuracy
+from vlmkit.evaluation.scorers.vqa import vqa_soft_accuracy
 
-_KEYS = ("id", "image", "question", "answer")
+_KEYS = ("id", "question", "answer")
+
+
+def _plain(text: str) -> str:
+    return text.strip().removesuffix(".").strip().lower()
+
+
+def _exact(case: Case, answer: str) -> Score:
+    said = _plain(answer)
+    return grade(float(said in map(_plain, _all(case))), extracted=said)
+
+
+def _contains(case: Case, answer: str) -> Score:
+    said = answer.strip().lower()
+    return grade(float(any(_plain(one) in said for one in _all(case))), extracted=said)
+
+
+def _yes_no(case: Case, answer: str) -> Score:
+    word = find_yes_or_no(answer)
+    return grade(float(word is not None and word.lower() == _plain(_all(case)[0])), extracted=word)
+
+
+def _all(case: Case) -> list[str]:
+    expected = case.expected
+    return [str(one) for one in cast("list[Any]", expected)] if isinstance(expected, list) else [str(expected)]
+
+
+RULES: dict[str, Callable[[Case, str], Score]] = {
+    "exact_match": _exact,
+    "contains": _contains,
+    "choice": lambda case, answer: score_inferred_choice(prediction=answer, answer=_all(case)[0], options=case.options),
+    "yes_no": _yes_no,
+    "relaxed_accuracy": lambda case, answer: max(
+        (relaxed_accuracy(prediction=answer, target=one, protocol="lmms-eval") for one in _all(case)),
+        key=lambda score: score.value,
+    ),
+    "anls": lambda case, answer: anls(prediction=answer, answers=_all(case)),
+    "vqa_soft_accuracy": lambda case, answer: vqa_soft_accuracy(prediction=answer, answers=_all(case)),
+}
+"""How an answer is compared, by name; all of them know several right answers but `choice` and `yes_no`."""
 
 
 class JsonlBenchmark:
-    """Rows with `id`, `image` (a path under `root`), `question`, `answer` and, as wanted, `category`.
+    """Rows with `id`, `question`, `answer` (a text, or a list of right ones) and, as wanted, what follows.
 
-    An answer is right if it is the expected one, letter case, surrounding white space and a final full stop aside.
+    `image` or `video`: a path under `root`, or a list of paths; `options`: a list, `answer` is then a letter; `category`.
 
     Args:
         name: What reports call it.
         path: The file.
-        root: Directory of the images; None: the file's.
+        root: Directory of the media; None: the file's.
+        rule: How answers are compared: exact_match (letter case, surrounding white space and a final full stop aside),
+            contains, choice, yes_no, relaxed_accuracy, anls, vqa_soft_accuracy.
         prompt_suffix: After each question; None: nothing.
         baselines: Scores in percent that need no model.
     """
 
-    metric = "exact_match"
     protocol = "vlmkit"
+    unit = "percent"
+    judge: ClassVar[JudgeUse] = "no"
+    resampled = False
 
     def __init__(
         self,
@@ -37,24 +87,35 @@ class JsonlBenchmark:
         name: str,
         path: str | Path,
         root: str | Path | None,
+        rule: str,
         prompt_suffix: str | None,
         baselines: Mapping[str, float] | None = None,
     ) -> None:
+        if rule not in RULES:
+            raise ValueError(f"benchmark_options.{name}.rule must be one of {', '.join(RULES)}, got {rule!r}")
         self.name = name
-        self.path = Path(path)
-        self.root = Path(root) if root else self.path.parent
+        self.metric = rule
+        self.path = Path(path).expanduser()
+        self.root = Path(root).expanduser() if root else self.path.parent
         self.source = str(path)
         self.suffix = prompt_suffix or ""
         self._baselines = dict(baselines or {})
 
+    def __len__(self) -> int:
+        return sum(1 for _ in self._lines())
+
     def cases(self) -> Iterator[Case | BadCase]:
         """A case a line."""
+        for number, line in self._lines():
+            yield self._case(line, Origin(str(self.path), number))
+
+    def _lines(self) -> Iterator[tuple[int, str]]:
         if not self.path.is_file():
             raise ConfigError(f"benchmarks: {self.name} reads {self.path}, which is not there.")
         with self.path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield self._case(line, Origin(str(self.path), number))
+                    yield number, line
 
     def _case(self, line: str, origin: Origin) -> Case | BadCase:
         try:
@@ -64,25 +125,39 @@ class JsonlBenchmark:
             return BadCase(id=f"line-{origin.row}", reason=f"{origin}: not a JSON object ({error}).")
         if missing:
             return BadCase(id=str(row.get("id", f"line-{origin.row}")), reason=f"{origin}: lacks {', '.join(missing)}.")
-        prompt = f"\n{row['question']}{self.suffix}"
+        options = lettered([str(text) for text in row.get("options") or []])
+        if self.metric == "choice" and row["answer"] not in options:
+            told = f"answer {row['answer']!r} is no letter of {len(options)} options"
+            return BadCase(id=str(row["id"]), reason=f"{origin}: {told}.")
+        media = self._media(row)
+        text = f"{row['question']}\n{listed(options)}" if options else str(row["question"])
         return ask(
             str(row["id"]),
-            self.root / row["image"],
-            prompt,
+            [*media, ("\n" if media else "") + text + self.suffix],
             row["answer"],
             origin=origin,
             category=str(row.get("category", "")),
+            options=options,
         )
 
+    def _media(self, row: Mapping[str, Any]) -> list[Content]:
+        images, videos = _several(row.get("image")), _several(row.get("video"))
+        return [*(self.root / image for image in images), *(VideoPart(self.root / video) for video in videos)]
+
     def score(self, case: Case, answer: str) -> Score:
-        """1 if equal; an empty answer is unparsed."""
-        said = _plain(answer)
-        return grade(float(said == _plain(str(case.expected))), extracted=said)
+        """By the rule; an empty answer is unparsed."""
+        return RULES[self.metric](case, answer)
+
+    def figures(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """None beside the mean."""
+        return {}
 
     def baselines(self) -> dict[str, float]:
         """As given."""
         return self._baselines
 
 
-def _plain(text: str) -> str:
-    return text.strip().removesuffix(".").strip().lower()
+def _several(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [str(one) for one in cast("list[Any]", value)] if isinstance(value, list) else [str(value)]
