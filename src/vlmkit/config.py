@@ -209,16 +209,16 @@ def this_job(command: str, run_dir: Path) -> list[str]:
 def run_command(name: str, config_name: str, task: Callable[[DictConfig], object]) -> None:
     """Run `task` on the configuration composed from the command line; print user errors without a traceback.
 
-    Exit status: 0; 1 where the user has something to mend; what Python says for a fault of ours (with traceback).
+    Exit status: 0; 1 where the user has something to mend; 75 for a run that a signal told to leave and that can be resumed; what Python says for a fault of ours (with traceback).
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hydra would print a shortened traceback and swallow ours
     try:
         decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
         decorate(_told_by_us(task))()
     except _PastHydra as carried:
-        _fail(name, str(carried.error))
+        _fail(name, str(carried.error), carried.error.status)
     except VlmkitError as error:
-        _fail(name, str(error))
+        _fail(name, str(error), error.status)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(name, _explain(error, config_name))
 
@@ -249,9 +249,9 @@ class _PastHydra(BaseException):
         self.error = error
 
 
-def _fail(name: str, message: str) -> None:
+def _fail(name: str, message: str, status: int = 1) -> None:
     print(f"{name}: {message}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(status)
 
 
 def _explain(error: Exception, config_name: str) -> str:

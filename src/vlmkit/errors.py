@@ -23,7 +23,13 @@ class Origin:
 
 
 class VlmkitError(Exception):
-    """An error the user can mend; the command line prints it without a traceback."""
+    """An error the user can mend; the command line prints it without a traceback.
+
+    Attributes:
+        status: What the command exits with.
+    """
+
+    status = 1
 
 
 class ConfigError(VlmkitError):
@@ -64,3 +70,9 @@ class AssemblyError(VlmkitError):
 
 class CheckpointError(VlmkitError):
     """A checkpoint or run directory that cannot be read, written or continued. Names the path."""
+
+
+class Interrupted(VlmkitError):
+    """A run that a signal told to leave: saved, resumable. The status is that of a failure that passes (EX_TEMPFAIL)."""
+
+    status = 75

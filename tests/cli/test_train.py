@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.conftest import lines, run, small, start
+from tests.training import forked
+from tests.training.conftest import lines, run, small
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -66,7 +65,7 @@ def test_a_run_directory_holds_what_is_promised(stage1):
     log = lines(run_dir)
     assert [line["step"] for line in log] == list(range(1, 11))
     keys = {"schema", "step", "epoch", "loss", "lr", "grad_norm", "supervised_tokens", "tokens", "patches", "samples"}
-    keys |= {"tokens_per_second", "data_wait", "seconds", "loss_by_source"}
+    keys |= {"tokens_per_second", "data_wait", "mfu", "seconds", "loss_by_source"}
     assert all(line.keys() == keys for line in log)
     assert log[-1]["loss"] < log[0]["loss"]
     assert sum(line["samples"] for line in log) == 20
@@ -94,30 +93,6 @@ def test_stage2_takes_over_the_run_and_leaves_the_vision_blocks(stage1, tmp_path
     changed = same(weights(tmp_path), weights(run_dir))
     assert any("language_model" in name for name in changed)
     assert not [name for name in changed if ".visual." in name and "merger" not in name]
-
-
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(manifest, tmp_path):
-    settings = [
-        "trainer.max_epochs=3",
-        "save.every_n_steps=2",
-        "data.batch_size=3",
-        "trainer.accumulate_grad_batches=2",
-    ]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run("train", *small(manifest, whole, *settings))
-    process = start("train", *small(manifest, killed, *settings))
-    while not (killed / "checkpoints" / "step-000006.ckpt").exists():  # in the second epoch
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    output = run("train", *small(manifest, killed, *settings, "resume_from=auto"))
-    assert "resumed from" in output
-    compared = ("step", "epoch", "loss", "lr", "grad_norm", "supervised_tokens", "tokens", "patches", "samples")
-    assert [[line[key] for key in compared] for line in lines(killed)] == [
-        [line[key] for key in compared] for line in lines(whole)
-    ]
-    assert not same(weights(whole), weights(killed))
 
 
 def test_resume_refuses_another_plan(stage1, manifest):
@@ -189,3 +164,24 @@ def test_bf16_trains_close_to_fp32_and_exports(manifest, stage1, precision, tmp_
     assert [line["loss"] for line in lines(tmp_path)] == pytest.approx(exact, rel=0.03)
     wanted = torch.bfloat16 if precision == "bf16-true" else torch.float32
     assert {tensor.dtype for tensor in weights(tmp_path).values()} == {wanted}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.image_max_pixels=4096", "pixel_limits: data.image_max_pixels=4096, trained with was 1310720"),
+        ("model.merger_init=random", "assembled with model.merger_init=crop; model.merger_init=random would assemble"),
+        ("init_allow=[pixels]", "init_allow=['pixels']: wanted a list of some of assembly"),
+    ],
+)
+def test_a_stage_that_differs_from_the_one_before_is_refused(stage1, override, message, tmp_path):
+    output = forked.run(
+        "stage=stage2",
+        f"init_from={stage1[0]}",
+        f"run_dir={tmp_path / 'run'}",
+        override,
+        output=tmp_path / "out",
+        status=1,
+    )
+    assert message in output
+    assert "Traceback" not in output

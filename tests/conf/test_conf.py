@@ -29,6 +29,8 @@ USED = {
 CHOICES = [(command, group, option) for command in COMMANDS for group in USED[command] for option in options_of(group)]
 OURS = {"attn_implementation", "gradient_checkpointing", "compile", "kernels", "lora"}
 """Settings of `model` that concern training: not for the constructor."""
+HELD_OUT = {"validation"}
+"""A setting of `data` that the command takes."""
 LOOPED = {"max_epochs", "max_steps"}
 """Settings of `trainer` that the plan takes."""
 AT_RUN_TIME = {"HFBackend": {"directory"}}
@@ -78,7 +80,11 @@ def test_every_choice_composes_and_its_keys_bind(command, group, option):
     config = OmegaConf.to_container(composed(command, f"{group}={option}"), resolve=False)
     found = list(nodes({group: config.get(group)}))
     for path, node in found:
-        keys = set(node) - {"_target_"} - (OURS if path == "model" else LOOPED if path == "trainer" else set())
+        keys = (
+            set(node)
+            - {"_target_"}
+            - (OURS if path == "model" else LOOPED if path == "trainer" else HELD_OUT if path == "data" else set())
+        )
         parameters = parameters_of(node)
         takes = {name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD}
         assert keys <= takes, f"{group}={option}: {path} gives {sorted(keys - takes)}, which {node['_target_']} lacks"
@@ -286,13 +292,13 @@ def test_a_setting_of_the_wrong_type_is_told_by_its_key():
 
 @pytest.mark.parametrize("option", ["cambrian_737k", "cambrian_7m"])
 def test_data_that_must_be_downloaded_asks_where_it_is(option):
-    from vlmkit.config import build
+    from vlmkit.cli.validating import make_data
     from vlmkit.errors import ConfigError
 
     with pytest.raises(ConfigError, match=r"^data\.root must be given: there is no default\. Add data\.root=\.\.\.$"):
-        build(composed("train", f"data={option}").data, object)
+        make_data(composed("train", f"data={option}").data)
     with pytest.raises(ConfigError, match=r"no file at '/nowhere/Cambrian7\w+\.jsonl'"):
-        build(composed("train", f"data={option}", "data.root=/nowhere").data, object)
+        make_data(composed("train", f"data={option}", "data.root=/nowhere").data)
 
 
 def test_what_choices_share_is_no_choice():

@@ -129,7 +129,7 @@ def test_no_option_is_named_that_does_not_exist():
     text = written(README)
     for left, _ in former_rows():
         text = text.replace(left, "")
-    roots = "|".join((*GROUPS, "save", "log", "benchmark_options"))
+    roots = "|".join((*GROUPS, "save", "guard", "validate", "log", "benchmark_options"))
     known = known_words() | {f"benchmark_options.{name}" for name in options_of("eval")}
     benchmark = r"benchmark_options\.\w+"
     for path in re.findall(rf"`(?:\+*)((?:{roots})\.[\w.]+)", text):

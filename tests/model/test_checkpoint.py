@@ -61,6 +61,7 @@ def test_what_vlmkit_json_tells(export, model, processor):
         "tensors",
         "processor",
         "template",
+        "tokenizer",
         "pixel_limits",
         "versions",
     }

@@ -23,8 +23,8 @@ from vlmkit.cli.training import (
     model_source,
     with_starting_weights,
 )
+from vlmkit.cli.validating import make_data
 from vlmkit.config import build
-from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.manifest import resolve_sources
 from vlmkit.model.attention import choose_kernel
 from vlmkit.model.checkpoint import check_replaceable
@@ -68,7 +68,7 @@ def config_section(checked: Checked) -> Section:
     with section.guarded():
         checked.source = model_source(config.model)
     with section.guarded():
-        checked.data = build(config.data, PackedDataModule)
+        checked.data = make_data(config.data)
     with section.guarded():
         if checked.data is None and config.data.get("sources"):  # what the first error hid
             resolve_sources(OmegaConf.to_container(config.data.sources), root=config.data.get("root"))  # pyright: ignore[reportArgumentType]  # a list

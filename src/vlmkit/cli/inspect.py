@@ -36,14 +36,14 @@ def _task(config: DictConfig) -> None:
 def _inspect(config: DictConfig) -> Inspection:
     """Count, judge and plan as a training run would; bad rows are shown instead of stopping."""
     from vlmkit.cli.training import model_source, with_starting_weights
-    from vlmkit.data.datamodule import PackedDataModule
+    from vlmkit.cli.validating import make_data
     from vlmkit.model.freeze import FreezePolicy
     from vlmkit.pages.inspection import Inspection
     from vlmkit.processing.processor import load_processor
 
     config = with_starting_weights(config)
     source = model_source(config.model)
-    data = build(config.data, PackedDataModule)
+    data = make_data(config.data)
     freeze = build(config.freeze, FreezePolicy)
     processor = load_processor(source.processor_source, budget=data.budget)
     policies = (data.on_bad_row, data.overlong)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,15 +17,18 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from vlmkit import __version__
+from vlmkit.batch import Batch
+from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
 from vlmkit.cli.ranks import launch_name, part, use_command
+from vlmkit.cli.telling import end_table, make_loggers
+from vlmkit.cli.validating import held_out_data, make_data, make_validator
 from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over, this_job
 from vlmkit.data.datamodule import PackedDataModule
-from vlmkit.errors import CheckpointError, ConfigError
+from vlmkit.errors import CheckpointError, ConfigError, Interrupted
 from vlmkit.model.assembly import VLM, Assembly, Sketch, WholeCheckpoint
 from vlmkit.model.attention import choose_kernel
 from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
@@ -31,17 +37,23 @@ from vlmkit.model.liger import use_kernels
 from vlmkit.model.lora import Lora, prove_merge
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
+from vlmkit.pages.curves import draw_curves
 from vlmkit.processing.processor import Processor, load_processor
+from vlmkit.storage import is_full, written_aside
 from vlmkit.training.callbacks.bad_media import BadMedia
 from vlmkit.training.callbacks.checkpointer import Checkpointer
+from vlmkit.training.callbacks.guard import GuardSettings, LossGuard
 from vlmkit.training.callbacks.prediction import StartForecast
 from vlmkit.training.callbacks.receipt import GradientReceipt
-from vlmkit.training.callbacks.steplog import StepLog, wait_in_words
+from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.callbacks.summary import GroupTable
+from vlmkit.training.callbacks.validator import Validator
+from vlmkit.training.flops import FlopCount, count_flops, peak_flops
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
 from vlmkit.training.shards import check_form, gather_model, load_whole
-from vlmkit.training.state import RunState, find_checkpoint, read_state
+from vlmkit.training.state import RunState, checkpoint_name, find_checkpoint, newest_checkpoint, read_state
+from vlmkit.training.steplines import read_lines
 from vlmkit.training.strategy import ShardedStrategy
 from vlmkit.training.together import together
 
@@ -66,6 +78,7 @@ class Run:
     checkpoint: Path | None
     trainer: L.Trainer
     bad_media: BadMedia
+    interrupted: str | None = None
     made: list[VLM | Sketch] = field(default_factory=list[VLM | Sketch])
 
     @property
@@ -75,7 +88,14 @@ class Run:
 
 
 def train(config: DictConfig, run_dir: Path) -> None:
-    """Train as the config says; leave checkpoints, `hf/`, `train.jsonl` and `report.json` in the run directory."""
+    """Train as the config says; leave checkpoints, `hf/`, `train.jsonl` and `report.json` in the run directory.
+
+    Raises:
+        Interrupted: a signal told the run to leave; it is saved and can be resumed.
+    """
+    if threading.current_thread() is threading.main_thread():
+        # Until training listens for it, and in the processes that load: a job's warning is no reason to die.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     started = time.perf_counter()
     check_numbers(config)
     check_replaceable(run_dir / "hf")  # not found out after the training
@@ -83,11 +103,16 @@ def train(config: DictConfig, run_dir: Path) -> None:
     L.seed_everything(config.seed, verbose=False)
     run = wire(config, run_dir)
     use_command(run.trainer, this_job("train", run_dir))
-    with together(
-        run_dir=run_dir, launch=launch_name(), rank=run.trainer.global_rank, num_ranks=run.trainer.world_size
+    with (
+        together(run_dir=run_dir, launch=launch_name(), rank=run.trainer.global_rank, num_ranks=run.trainer.world_size),
+        told_when_full(run_dir),
     ):
         report = fit_and_export(run, started)
     part(run.trainer)
+    if run.interrupted is not None:
+        if not run.trainer.is_global_zero:
+            raise SystemExit(Interrupted.status)  # the first one says why
+        raise Interrupted(run.interrupted)
     if report is not None:
         print(report)
 
@@ -100,13 +125,20 @@ def fit_and_export(run: Run, started: float) -> str | None:
         save_config(run.config, run.run_dir)
         print(describe_data(run))
     module = make_module(run)
-    step_log = add_callbacks(run, module)
+    watchers = add_callbacks(run, module)
     if run.data.steps(run.trainer.world_size, run.accumulate).packs.size == 0:
         print(f"Nothing is left to train: {run.checkpoint} is at the end of its plan.")
         load_trained(module, run.checkpoint)
+        watchers.log.take_up()
         run.bad_media.take_up(cast(Path, run.checkpoint))
     else:
         run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
+    if (stopped_by := watchers.checkpointer.stopped_by) is not None:
+        run.interrupted = (
+            f"{stopped_by}: saved after step {watchers.checkpointer.step} in {watchers.checkpointer.directory}. Continue with "
+            f"run_dir={run.run_dir} resume_from=auto."
+        )
+        return None
     model = gather_model(module.packed.hf, merge=run.lora.merge if run.lora else None)
     if not run.trainer.is_global_zero:
         return None
@@ -115,9 +147,30 @@ def fit_and_export(run: Run, started: float) -> str | None:
         prove_merge(module.packed.hf, model)
     export = save_hf(model=model, processor=run.processor, directory=run.run_dir / "hf", provenance=provenance(run))
     prove_export(export, model=model, processor=run.processor)
-    report = make_report(run, step_log, time.perf_counter() - started)
-    (run.run_dir / "report.json").write_text(json.dumps(report, indent=1, default=str) + "\n")
-    return describe_end(report, step_log, run.run_dir)
+    report = make_report(run, watchers, time.perf_counter() - started)
+    with written_aside(run.run_dir / "report.json") as aside:
+        aside.write_text(json.dumps(report, indent=1, default=str) + "\n")
+    lines, validations = (read_lines(run.run_dir / name) for name in ("train.jsonl", "validation.jsonl"))
+    draw_curves(lines, validations, run.run_dir / "curves.png")
+    return end_table(report, trained_groups(module), run.run_dir)
+
+
+@contextmanager
+def told_when_full(run_dir: Path) -> Generator[None]:
+    """Turn the disk's refusal, wherever it comes, into an error that says what stands.
+
+    Raises:
+        CheckpointError: the disk, a quota or a limit on the size of files is reached.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise CheckpointError(
+            f"{run_dir}: no more can be written ({error}). The newest good checkpoint is "
+            f"{newest_checkpoint(run_dir) or 'none'}. Make room, then continue with resume_from=auto."
+        ) from error
 
 
 def check_numbers(config: DictConfig) -> None:
@@ -142,6 +195,7 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
     """
     if not config.init_from:
         return config
+    check_allowed(OmegaConf.to_container(config.get("init_allow") or OmegaConf.create([])))
     place = Path(config.init_from).expanduser()
     if chosen_by_user("model"):
         raise ConfigError(
@@ -154,6 +208,7 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
         )
     if weights != place:
         saved = read_config(place)
+        check_assembly(saved.model, _OURS)
         config = taken_over(config, saved, TAKEN_OVER)
         print(
             f"Taken over from {place}: data={saved.choices['data']}, model={saved.choices['model']}, unless overridden."
@@ -172,8 +227,12 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
 def wire(config: DictConfig, run_dir: Path) -> Run:
     """Make the objects that the config describes; nothing is read or trained yet."""
     source = model_source(config.model)
-    data = build(config.data, PackedDataModule)
+    data = make_data(config.data)
     checkpoint = find_checkpoint(str(config.resume_from), run_dir) if config.resume_from else None
+    processor = load_processor(source.processor_source, budget=data.budget, reading=data.reading)
+    if config.init_from:
+        for difference in check_contract(Path(config.model.path), processor, config.get("init_allow") or []):
+            print(f"Allowed by init_allow: {difference}")
     trainer = make_trainer(config, run_dir)
     if checkpoint:
         check_form(checkpoint, shared=isinstance(trainer.strategy, ShardedStrategy))
@@ -182,7 +241,7 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         run_dir=run_dir,
         source=source,
         data=data,
-        processor=load_processor(source.processor_source, budget=data.budget, reading=data.reading),
+        processor=processor,
         lora=make_lora(config.model.lora),
         freeze=build(config.freeze, FreezePolicy),
         state=read_state(checkpoint) if checkpoint else None,
@@ -207,7 +266,7 @@ def make_trainer(config: DictConfig, run_dir: Path) -> L.Trainer:
     Raises:
         ConfigError: a flag that Lightning refuses, or devices that are not here.
     """
-    loggers = [build(node, cast(Any, Logger)) for node in config.logger.values() if node]
+    loggers = make_loggers(config.logger)
     flags = {name: value for name, value in config.trainer.items() if name not in ("max_epochs", "max_steps")}
     try:
         return build(
@@ -347,8 +406,18 @@ def optimizer_node(node: DictConfig) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(node, partial))
 
 
-def add_callbacks(run: Run, module: TrainingModule) -> StepLog:
-    """Give the Trainer its observers: those of the config, and checkpoints, log and group table."""
+@dataclass(frozen=True, kw_only=True)
+class Watchers:
+    """Observers of a run whose findings are read afterwards."""
+
+    log: StepLog
+    guard: LossGuard
+    checkpointer: Checkpointer
+    validator: Validator | None
+
+
+def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
+    """Give the Trainer its observers: those of the config, and guard, log, checkpoints and group table."""
     save, log, data = run.config.save, run.config.log, run.data
 
     def state_at(step: int) -> RunState:
@@ -364,6 +433,13 @@ def add_callbacks(run: Run, module: TrainingModule) -> StepLog:
         first = int(inside.argmax())
         return current + (consumed - first) / max(1, int(inside.sum()))
 
+    counts: list[FlopCount] = []
+
+    def flops_of(batch: Batch) -> float:
+        if not counts:
+            counts.append(count_flops(module.packed.hf, run.freeze))
+        return counts[0](batch)
+
     step_log = StepLog(
         path=run.run_dir / "train.jsonl",
         every_n_steps=log.every_n_steps,
@@ -371,18 +447,49 @@ def add_callbacks(run: Run, module: TrainingModule) -> StepLog:
         source_names=[source.name for source in data.sources],
         epoch_at=epoch_at,
         progress=log.progress,
+        flops_of=flops_of,
+        peak_flops=peak_flops(run.trainer.strategy.root_device, str(run.config.trainer.precision)),
+    )
+    guard = LossGuard(
+        run_dir=run.run_dir,
+        settings=build(run.config.guard, GuardSettings),
+        origin_of=lambda row: str(data.index.origin(row)),
     )
     checkpointer = Checkpointer(
         run_dir=run.run_dir,
         every_n_steps=save.every_n_steps,
+        every_minutes=save.every_minutes,
         keep=save.keep,
         state_at=state_at,
         done_batches=lambda: data.start_step * run.accumulate,
+        before_save=guard.settle,
+        spared=lambda: {checkpoint_name(validator.best_step)} if validator and validator.best_step else set[str](),
+    )
+    validator = make_validator(
+        run.config,
+        run.run_dir,
+        trainer=run.trainer,
+        module=module,
+        processor=run.processor,
+        held_out=held_out_data(run.config, data, run.processor),
+        save=checkpointer.save,
+        paused=step_log.pause,
     )
     configured = [build(node, cast(Any, Callback)) for node in run.config.callbacks.values() if node]
-    # The log stands before the checkpointer: when a checkpoint is there, so is its line.
-    cast(Any, run.trainer).callbacks.extend([GroupTable(), *configured, run.bad_media, step_log, checkpointer])
-    return step_log
+    # The guard stands first: a strange loss is told before its gradients are. The log stands before the checkpointer:
+    # when a checkpoint is there, so is its line.
+    cast(Any, run.trainer).callbacks.extend(
+        [GroupTable(), guard, *configured, run.bad_media, step_log, *([validator] if validator else []), checkpointer]
+    )
+    return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator)
+
+
+def trained_groups(module: TrainingModule) -> dict[str, tuple[int, float]]:
+    """Parameters and learning rate of each part that is trained, its groups with and without decay together."""
+    found: dict[str, tuple[int, float]] = {}
+    for group in module.groups:
+        found[group.part] = (found.get(group.part, (0, 0.0))[0] + group.num_parameters, group.lr)
+    return found
 
 
 def load_trained(module: TrainingModule, checkpoint: Path | None) -> None:
@@ -416,7 +523,7 @@ def packs_trained(run: Run) -> int:
     return steps.num_consumed(max(0, run.trainer.global_step - run.data.start_step))
 
 
-def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
+def make_report(run: Run, watchers: Watchers, seconds: float) -> dict[str, Any]:
     """For `report.json`: what became of every row, what was trained on, and with what."""
     receipts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, GradientReceipt)]
     forecasts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, StartForecast)]
@@ -428,8 +535,10 @@ def make_report(run: Run, step_log: StepLog, seconds: float) -> dict[str, Any]:
         "steps": run.data.num_steps(run.trainer.world_size, run.accumulate),
         "packs": len(run.data.plan),
         "fill": run.data.plan.fill,
-        "trained_on": step_log.totals,
-        "last": step_log.last,
+        "trained_on": watchers.log.totals,
+        "last": watchers.log.last,
+        "losses": watchers.guard.report(),
+        "best": watchers.validator.report() if watchers.validator else None,
         "receipt": receipts[0] if receipts else None,
         "forecast": forecasts[0] if forecasts else None,
         "seconds": seconds,
@@ -452,27 +561,3 @@ def describe_data(run: Run) -> str:
         + (f", resumed from {run.checkpoint}" if run.checkpoint else "")
         + f"; attention by {kernel}."
     )
-
-
-def describe_end(report: dict[str, Any], step_log: StepLog, run_dir: Path) -> str:
-    """What was trained, on how much, how fast, and where it lies."""
-    last, totals = step_log.last, report["trained_on"]
-    lines = [f"Trained {report['steps']} steps in {report['seconds']:.0f} s"]
-    if last:
-        lines.append(
-            f"  loss {last['loss']:.4f}; {totals['samples']:,} samples, {totals['tokens']:,} tokens, {totals['supervised_tokens']:,} supervised"
-        )
-        lines.append(
-            f"  {last['tokens_per_second']:,.0f} tokens/s, {last['data_wait']:.1%} of the time waiting for data"
-        )
-        if words := wait_in_words(last["data_wait"]):
-            lines.append(f"  {words}")
-    if masked := report["rows"]["masked"]["rows"]:
-        lines.append(f"  {len(masked)} rows masked, their media could not be read (first: {masked[0]['where']})")
-    lines += [
-        f"  model    {run_dir / 'hf'} (reopened with plain transformers: same tensors, logits and text)",
-        f"  log      {run_dir / 'train.jsonl'}",
-        f"  report   {run_dir / 'report.json'}",
-        f"Next: vlmkit-eval ckpt={run_dir}",
-    ]
-    return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from vlmkit.batch import Batch, MaskedRow
 from vlmkit.data.dataset import OnBadMedia, PackDataset, PlanLoader, SlotSampler
 from vlmkit.data.dealing import Slot, Steps, deal
+from vlmkit.data.holding_out import hold_out
 from vlmkit.data.index import Index
 from vlmkit.data.indexing import build_index
 from vlmkit.data.judging import OnBadRow, judge
@@ -143,6 +145,8 @@ class PackedDataModule(L.LightningDataModule):
         self.seed = seed
         self.start_pack = 0
         self.start_step = 0
+        self.held_out_share = 0.0
+        self.held_out_plan: Plan | None = None
 
     def prepare(
         self,
@@ -204,6 +208,8 @@ class PackedDataModule(L.LightningDataModule):
             require_media=require_media,
             num_processes=self.num_workers,
         )
+        if self.held_out_share:
+            self._hold_out()
 
     def plan_packs(self, *, num_epochs: int | None, max_packs: int | None) -> None:
         """Plan the packs of the rows that can be trained on.
@@ -244,6 +250,32 @@ class PackedDataModule(L.LightningDataModule):
         """Optimiser steps of the whole run, those that are done included."""
         return self.start_step + len(self.steps(num_ranks, accumulate))
 
+    def _hold_out(self) -> None:
+        try:
+            self.judgement, rows = hold_out(self.judgement, self.held_out_share)
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from error
+        self._check_budget(rows)
+        self.held_out_plan = make_plan(
+            rows, budget=self.pack_budget, seed=0, num_epochs=1, order="sequential", heaviest_first=False
+        )
+
+    def held_out_loader(self, *, num_ranks: int, rank: int) -> PlanLoader:
+        """A rank's part of the rows that are held out, in the order of the manifests; as many packs on every rank."""
+        assert self.held_out_plan is not None
+        slots = deal(self.held_out_plan, num_ranks=num_ranks, accumulate=1).slots(rank)
+        workers = min(self.num_workers, 2)
+        return PlanLoader(
+            PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits),
+            sampler=SlotSampler(slots, num_done=0),
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=_start_worker if workers else None,
+            multiprocessing_context="forkserver" if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
     def train_dataloader(self) -> PlanLoader:
         """This rank's part of the plan."""
         assert self.trainer is not None
@@ -254,7 +286,7 @@ class PackedDataModule(L.LightningDataModule):
             sampler=SlotSampler(slots, num_done=self.start_step * accumulate),
             batch_size=None,
             num_workers=self.num_workers,
-            worker_init_fn=settle_worker if self.num_workers else None,
+            worker_init_fn=_start_worker if self.num_workers else None,
             multiprocessing_context="forkserver" if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -320,6 +352,13 @@ class PackedDataModule(L.LightningDataModule):
             f"data.patches_per_batch={self.pack_budget.patches}). {len(over)} of {len(rows)} rows do not fit. Raise "
             "these, lower data.image_max_pixels, or drop long rows by data.max_tokens and data.overlong=drop."
         )
+
+
+def _start_worker(number: int) -> None:
+    """A worker as every one is; and signals to the whole job are the main process's business."""
+    settle_worker(number)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _packed_contents(index: Index, processor: Processor) -> list[str]:

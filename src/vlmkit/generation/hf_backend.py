@@ -48,9 +48,14 @@ class HFBackend:
             ) from error
         self.model = model.eval().to(self.device)
         self.dtype = dtype
+        self._find_ends()
+
+    def _find_ends(self) -> None:
+        """Tokens that end an answer, and the one that pads."""
         tokenizer = self.processor.hf.tokenizer
         self.padding: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        told = model.generation_config.eos_token_id if model.generation_config is not None else None
+        config = self.model.generation_config
+        told = config.eos_token_id if config is not None else None
         ends: set[Any] = {tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])}
         self.ends: list[int] = sorted(ends - {None})
 

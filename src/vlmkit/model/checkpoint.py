@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3VLForConditionalGeneration
 from transformers import __version__ as transformers_version
@@ -18,6 +18,7 @@ from vlmkit import __version__
 from vlmkit.errors import CheckpointError
 from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash
 from vlmkit.processing.processor import Processor
+from vlmkit.storage import aside_of, sync_to_disk
 
 PROVENANCE_FILE = "vlmkit.json"
 SCHEMA = "vlmkit.model/1"
@@ -44,7 +45,7 @@ def save_hf(
     """
     directory = directory.absolute()
     check_replaceable(directory)
-    aside = directory.with_name(f".{directory.name}.writing")
+    aside = aside_of(directory)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
@@ -54,11 +55,11 @@ def save_hf(
         text = json.dumps(describe(model, processor, provenance), indent=1, default=str)
         (aside / PROVENANCE_FILE).write_text(text + "\n")
         for path in (*aside.rglob("*"), aside):
-            _sync(path)
+            sync_to_disk(path)
         _put_in_place(aside, directory)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise CheckpointError(f"{directory}: could not be written ({error}).") from error
+        raise CheckpointError(f"{directory}: could not be written ({error}). What stood there stands.") from error
     return directory
 
 
@@ -89,7 +90,8 @@ def describe(
         "provenance": provenance,
         "tensors": {name: tensor_hash(tensor) for name, tensor in _saved_tensors(model).items()},
         "processor": processor.fingerprint,
-        "template": hashlib.sha256(processor.hf.chat_template.encode()).hexdigest(),
+        "template": processor.template_hash,
+        "tokenizer": processor.tokenizer_hash,
         "pixel_limits": processor.limits(),
         "versions": {"vlmkit": __version__, "transformers": transformers_version, "torch": torch.__version__},
     }
@@ -99,7 +101,7 @@ def read_provenance(directory: Path) -> dict[str, Any] | None:
     """Content of `vlmkit.json`; None where the directory is not ours.
 
     Raises:
-        CheckpointError: another version wrote it.
+        CheckpointError: another version wrote it, or its tensors are named in another way.
     """
     path = directory / PROVENANCE_FILE
     if not path.is_file():
@@ -107,6 +109,12 @@ def read_provenance(directory: Path) -> dict[str, Any] | None:
     content = json.loads(path.read_text())
     if content.get("schema") != SCHEMA:
         raise CheckpointError(f"{path}: its schema is {content.get('schema')!r}, this version reads {SCHEMA!r}.")
+    if (layout := content.get("key_layout")) != KEY_LAYOUT:
+        raise CheckpointError(
+            f"{path}: its tensors are named as {layout!r} names them (written with transformers "
+            f"{content.get('versions', {}).get('transformers')}); this vlmkit knows {KEY_LAYOUT!r}. Export them again with the "
+            "versions that wrote them, or read them with a vlmkit that knows this layout."
+        )
     return content
 
 
@@ -167,17 +175,8 @@ def _put_in_place(aside: Path, directory: Path) -> None:
         if former.exists():
             former.rename(directory)
         raise
-    _sync(directory.parent)
+    sync_to_disk(directory.parent)
     shutil.rmtree(former, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Make sure that a file, or a directory's entries, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _compare(directory: Path, number: int, reopened: Any, model: Any, inputs: dict[str, Tensor]) -> None:

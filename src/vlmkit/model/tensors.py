@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 from collections import Counter
@@ -54,6 +55,11 @@ class TensorReader:
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
         return sorted(self._entries)
+
+    def num_bytes(self, name: str) -> int:
+        """Size of a tensor, from the header."""
+        _, dtype, shape, _, _ = self._entries[name]
+        return math.prod(shape) * dtype.itemsize
 
     def shape(self, name: str) -> list[int]:
         """Shape of a tensor, from the header."""

@@ -91,6 +91,16 @@ class Processor:
         told = [backend, self.hf.chat_template, self.limits(), asdict(self.geometry), self.pixel_mean, self.pixel_std]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 of the tokenizer: vocabulary, merges, special tokens and rules."""
+        return hashlib.sha256(self.hf.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+    @property
+    def template_hash(self) -> str:
+        """SHA-256 of the chat template."""
+        return hashlib.sha256(self.hf.chat_template.encode()).hexdigest()
+
     def limits(self) -> dict[str, float]:
         """The pixel budget in force, every value filled in."""
         video = self.hf.video_processor

@@ -59,6 +59,7 @@ class TrainingModule(L.LightningModule):
         self.model: PackedVLM | None = None
         self.groups: list[Group] = []
         self.token_losses = torch.empty(0)
+        self.skip_step = False
         self.strict_loading = False  # frozen tensors stand in no checkpoint; `on_load_checkpoint` checks the rest
 
     @property
@@ -104,6 +105,12 @@ class TrainingModule(L.LightningModule):
             accumulate=self.trainer.accumulate_grad_batches,
             world_size=self.trainer.world_size,
         )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the gradients away from a step that a callback wants skipped: weights and moments stay as they are."""
+        if self.skip_step:
+            optimizer.zero_grad(set_to_none=True)
+            self.skip_step = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the parts' groups, with a schedule advanced once a step."""

@@ -27,7 +27,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from vlmkit.errors import CheckpointError
-from vlmkit.training.state import META_FILE, sync_to_disk
+from vlmkit.storage import sync_to_disk
+from vlmkit.training.state import META_FILE
 
 _TENSORS_FILE = ".metadata"
 Merge = Callable[[Iterable[tuple[str, Tensor]]], dict[str, Tensor]]

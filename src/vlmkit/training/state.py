@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ import torch
 from vlmkit.errors import CheckpointError
 
 KEY = "vlmkit"
-SCHEMA = "vlmkit.state/1"
+SCHEMA = "vlmkit.state/2"
 META_FILE = "meta.pt"
 """In a sharded checkpoint, which is a directory: what is not sharded."""
 _NAME = re.compile(r"step-(\d+)\.ckpt")
@@ -38,9 +37,13 @@ class RunState:
     plan_key: str
     freeze: dict[str, bool]
 
-    def to_checkpoint(self) -> dict[str, Any]:
-        """Plain values and tensors, so that it loads with `weights_only=True`."""
-        return {"schema": SCHEMA, **asdict(self), "rng": _rng_state()}
+    def to_checkpoint(self, rng: list[dict[str, Any]]) -> dict[str, Any]:
+        """Plain values and tensors, so that it loads with `weights_only=True`.
+
+        Args:
+            rng: Random states of every rank, by rank; see `rng_state`.
+        """
+        return {"schema": SCHEMA, **asdict(self), "rng": rng}
 
 
 def checkpoint_name(step: int) -> str:
@@ -106,13 +109,42 @@ def read_state(path: Path) -> RunState:
     return RunState(**{name: state[name] for name in RunState.__dataclass_fields__})
 
 
-def restore_rng(checkpoint: Mapping[str, Any]) -> None:
-    """Set the random states that `RunState.to_checkpoint` kept."""
-    rng = checkpoint[KEY]["rng"]
+def rng_state() -> dict[str, Any]:
+    """The random states of this process: Python's, numpy's, torch's, and the device's where there is one."""
+    version, internal, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()  # pyright: ignore[reportAssignmentType]  # the legacy tuple
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def set_rng_state(rng: Mapping[str, Any]) -> None:
+    """Go on drawing where `rng_state` was taken."""
     version, internal, gauss = rng["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(("MT19937", np.array(rng["numpy"][0], dtype=np.uint32), *rng["numpy"][1:]))
     torch.set_rng_state(rng["torch"])
+    if rng["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(rng["cuda"])
+
+
+def restore_rng(checkpoint: Mapping[str, Any], *, rank: int, num_ranks: int) -> None:
+    """Set the random states that a checkpoint keeps.
+
+    On as many ranks as wrote it, each goes on where it was. On another number there is no such place: each rank starts
+    from seeds of its own, which depend on the step and the rank, so that no two draw alike and a repetition draws the same.
+    """
+    state = checkpoint[KEY]
+    if len(state["rng"]) == num_ranks:
+        set_rng_state(state["rng"][rank])
+        return
+    seeds = np.random.SeedSequence([int(state["step"]), num_ranks, rank]).generate_state(3)
+    random.seed(int(seeds[0]))
+    np.random.seed(int(seeds[1]))
+    torch.manual_seed(int(seeds[2]))
 
 
 def rewrite_loops(checkpoint: dict[str, Any], *, done_batches: int) -> None:
@@ -127,22 +159,3 @@ def rewrite_loops(checkpoint: dict[str, Any], *, done_batches: int) -> None:
             ready=done_batches, started=done_batches, processed=done_batches, completed=done_batches - 1
         )
     progress["is_last_batch"] = False
-
-
-def sync_to_disk(path: Path) -> None:
-    """Make sure that a file, or a directory's entries, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _rng_state() -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()  # pyright: ignore[reportAssignmentType]  # the legacy tuple
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state(),
-    }

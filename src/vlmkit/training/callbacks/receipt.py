@@ -33,6 +33,7 @@ class GradientReceipt(Callback):
     def __init__(self, *, steps_with_media: int) -> None:
         self.steps_with_media = steps_with_media
         self.norms: dict[str, float] = {}
+        self.frozen: dict[str, int] = {}
         self.silent: set[str] = set()
         self.seen = 0
         self.has_media = False
@@ -64,6 +65,8 @@ class GradientReceipt(Callback):
         if not self.silent or self.seen >= self.steps_with_media:
             return
         assert isinstance(pl_module, TrainingModule)
+        if pl_module.skip_step:
+            return
         grads: dict[str, Tensor] = {}
         for group in pl_module.groups:
             for name, parameter in group.parameters:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from vlmkit.batch import Batch
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import Group
 from vlmkit.training.shards import whole
+from vlmkit.training.steplines import append_line, cut_back, read_lines
 
 SCHEMA = "vlmkit.train/1"
 WAIT_TOLD = 0.05
@@ -37,6 +37,8 @@ class StepLog(Callback):
         source_names: Names of the manifests, by number.
         epoch_at: Epoch (a fraction) after so many steps.
         progress: Show a bar.
+        flops_of: Model FLOPs of a batch; for the share of the device's peak that is used.
+        peak_flops: Of one device, per second; None where it is not known.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class StepLog(Callback):
         source_names: list[str],
         epoch_at: Callable[[int], float],
         progress: bool,
+        flops_of: Callable[[Batch], float] | None = None,
+        peak_flops: float | None = None,
     ) -> None:
         self.path = path
         self.every_n_steps = every_n_steps
@@ -55,6 +59,8 @@ class StepLog(Callback):
         self.source_names = source_names
         self.epoch_at = epoch_at
         self.progress = progress
+        self.flops_of = flops_of
+        self.peak_flops = peak_flops
         self.totals = {"supervised_tokens": 0, "tokens": 0, "patches": 0, "samples": 0}
         self.last: dict[str, Any] = {}
         self.wait_told = False
@@ -67,7 +73,8 @@ class StepLog(Callback):
         self.bar = None
         self._reset()
         if trainer.is_global_zero:
-            _cut_back(self.path, self.step)
+            cut_back(self.path, self.step)
+            self.take_up()
             self.bar = tqdm(
                 total=self.num_steps(), initial=self.step, unit="step", disable=not self.progress, dynamic_ncols=True
             )
@@ -104,15 +111,27 @@ class StepLog(Callback):
         if self.bar is not None:
             self.bar.close()
 
+    def take_up(self) -> None:
+        """Count on from what the log holds: totals are those of the whole run, however often it was resumed."""
+        written = read_lines(self.path)
+        self.totals = {name: sum(line[name] for line in written) for name in self.totals}
+        self.last = written[-1] if written else {}
+
+    def pause(self, seconds: float) -> None:
+        """Leave time that was not training out of the rates."""
+        self.mark += seconds
+        self.batch_ended += seconds
+
     def _logs(self, step: int) -> bool:
         return step % self.every_n_steps == 0 or step == self.num_steps()
 
     def _reset(self) -> None:
         num_sources = len(self.source_names)
         self.counts = torch.zeros(
-            4 + num_sources, dtype=torch.float64
-        )  # tokens, patches, samples, supervised; by source
+            5 + num_sources, dtype=torch.float64
+        )  # tokens, patches, samples, supervised, FLOPs; supervised by source
         self.losses = torch.zeros(num_sources, dtype=torch.float64, device=self.device)
+        self.unusable = torch.zeros(num_sources, dtype=torch.float64, device=self.device)  # NaN or infinite: no mean
         self.waited = 0.0
 
     def _count(self, batch: Batch, token_losses: Tensor) -> None:
@@ -120,32 +139,38 @@ class StepLog(Callback):
             return
         patches = sum(batch["vision_seqlens"]) if batch["num_media"] else 0
         supervised = len(batch["targets"])
-        self.counts[:4] += torch.tensor(
-            [sum(batch["seqlens"]), patches, len(batch["rows"]) - len(batch["masked"]), supervised], dtype=torch.float64
+        flops = self.flops_of(batch) if self.flops_of is not None and self.peak_flops else 0.0
+        self.counts[:5] += torch.tensor(
+            [sum(batch["seqlens"]), patches, len(batch["rows"]) - len(batch["masked"]), supervised, flops],
+            dtype=torch.float64,
         )
         sources = (
             torch.tensor(batch["sources"])[batch["target_samples"].cpu()]
             if supervised
             else torch.empty(0, dtype=torch.int64)
         )
-        self.counts[4:] += torch.bincount(sources, minlength=len(self.source_names))
-        self.losses.index_add_(0, sources.to(self.losses.device), token_losses.to(self.losses.dtype))
+        self.counts[5:] += torch.bincount(sources, minlength=len(self.source_names))
+        sources, usable = sources.to(self.device), token_losses.isfinite()
+        self.losses.index_add_(0, sources, torch.where(usable, token_losses, 0).to(self.losses.dtype))
+        self.unusable.index_add_(0, sources, (~usable).to(self.unusable.dtype))
 
     def _write(self, trainer: L.Trainer) -> None:
         now = time.perf_counter()
-        counts, losses = self._over_ranks(trainer)
+        counts, losses, unusable = self._over_ranks(trainer)
         tokens, patches, samples, supervised = (int(value) for value in counts[:4])
         for name, value in zip(self.totals, (supervised, tokens, patches, samples), strict=True):
             self.totals[name] += value
         by_source = {
-            name: loss / count for name, loss, count in zip(self.source_names, losses, counts[4:], strict=True) if count
+            name: loss / (count - lost)
+            for name, loss, count, lost in zip(self.source_names, losses, counts[5:], unusable, strict=True)
+            if count > lost
         }
         elapsed = now - self.mark
         self.last = {
             "schema": SCHEMA,
             "step": self.step,
             "epoch": round(self.epoch_at(self.step), 4),
-            "loss": sum(losses) / max(1, supervised),
+            "loss": sum(losses) / max(1, supervised - sum(unusable)),
             "lr": self.lr,
             "grad_norm": self.grad_norm,
             "supervised_tokens": supervised,
@@ -154,6 +179,7 @@ class StepLog(Callback):
             "samples": samples,
             "tokens_per_second": tokens / elapsed,
             "data_wait": self.waited / elapsed,
+            "mfu": counts[4] / elapsed / (self.peak_flops * trainer.world_size) if self.peak_flops else None,
             "seconds": now - self.started,
             "loss_by_source": by_source,
         }
@@ -161,18 +187,18 @@ class StepLog(Callback):
         self.mark = now
         self._reset()
 
-    def _over_ranks(self, trainer: L.Trainer) -> tuple[list[float], list[float]]:
-        both = torch.cat([self.counts.to(self.device), self.losses])
+    def _over_ranks(self, trainer: L.Trainer) -> tuple[list[float], list[float], list[float]]:
+        """Counts, sums of losses by source, and token losses without a value by source, over all ranks."""
+        every = torch.cat([self.counts.to(self.device), self.losses, self.unusable])
         if trainer.world_size > 1:
-            torch.distributed.all_reduce(both)
-        values = both.tolist()
-        return values[: len(self.counts)], values[len(self.counts) :]
+            torch.distributed.all_reduce(every)
+        counts, losses, unusable = every.split([len(self.counts), len(self.losses), len(self.unusable)])
+        return counts.tolist(), losses.tolist(), unusable.tolist()
 
     def _tell(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        with self.path.open("a") as log:
-            log.write(json.dumps(self.last) + "\n")
+        append_line(self.path, self.last)
         if self.bar is not None:
             speed, wait = self.last["tokens_per_second"], self.last["data_wait"]
             self.bar.set_postfix_str(f"loss {self.last['loss']:.4f}, {speed:,.0f} tok/s, data wait {wait:.0%}")
@@ -213,19 +239,3 @@ def _flat(record: dict[str, Any]) -> dict[str, float]:
         elif isinstance(value, (int, float)) and key != "step":
             flat[f"train/{key}"] = value
     return flat
-
-
-def _cut_back(path: Path, step: int) -> None:
-    """Drop lines of steps after `step`, and a last line that a kill cut short."""
-    if not path.exists():
-        return
-    kept: list[str] = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue
-    aside = path.with_suffix(".writing")
-    aside.write_text("".join(line + "\n" for line in kept))
-    aside.rename(path)

@@ -1,0 +1,91 @@
+"""Loggers by name, and what a run says at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from vlmkit.config import build
+from vlmkit.errors import ConfigError
+from vlmkit.training.callbacks.steplog import wait_in_words
+
+_EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+
+
+def make_loggers(nodes: DictConfig) -> list[Logger]:
+    """The loggers of `logger=`, by name.
+
+    Raises:
+        ConfigError: one needs a package that is not installed.
+    """
+    made: list[Logger] = []
+    for name, node in nodes.items():
+        if not node:
+            continue
+        try:
+            made.append(build(node, cast(Any, Logger)))
+        except ImportError as error:
+            package = _EXTRAS.get(str(name), str(name))
+            raise ConfigError(
+                f"logger={name}: it needs the package {package}, which is not installed. pip install 'vlmkit[{package}]', or "
+                "choose logger=csv or logger=none (train.jsonl is always written)."
+            ) from error
+    return made
+
+
+def end_table(report: Mapping[str, Any], groups: Mapping[str, tuple[int, float]], run_dir: Path) -> str:
+    """What was trained, on how much, how fast, and where it lies.
+
+    Args:
+        report: As `report.json`.
+        groups: Trained parameters and learning rate of each group.
+        run_dir: Where it lies.
+    """
+    last, totals = report["last"], report["trained_on"]
+    rows: list[tuple[str, str]] = []
+    for name, (count, lr) in groups.items():
+        rows.append((f"trained {name}", f"{count:,} parameters, learning rate {lr:g}"))
+    rows.append(("steps", f"{report['steps']:,} in {_time(report['seconds'])} (this process)"))
+    rows.append(
+        (
+            "on",
+            f"{totals['samples']:,} samples, {totals['tokens']:,} tokens, {totals['supervised_tokens']:,} supervised, "
+            f"{totals['patches']:,} patches",
+        )
+    )
+    if last:
+        rows.append(("loss", _number(last["loss"])))
+        rows += [(f"loss of {name}", _number(loss)) for name, loss in last["loss_by_source"].items()]
+        mfu = "" if last["mfu"] is None else f", {last['mfu']:.1%} of the device's peak"
+        rows.append(
+            ("speed", f"{last['tokens_per_second']:,.0f} tokens/s{mfu}; {last['data_wait']:.1%} waiting for data")
+        )
+        if words := wait_in_words(last["data_wait"]):
+            rows.append(("data", words))
+    if masked := report["rows"]["masked"]["rows"]:
+        rows.append(("masked", f"{len(masked)} rows, their media could not be read (first: {masked[0]['where']})"))
+    if strange := report["losses"]["skipped_steps"] + report["losses"]["loss_spikes"]:
+        rows.append(("strange losses", f"{strange}, in {run_dir / 'suspects.jsonl'}"))
+    rows.append(("model", f"{run_dir / 'hf'} (reopened with plain transformers: same tensors, logits and text)"))
+    rows += [(name, str(run_dir / file)) for name, file in _FILES.items() if (run_dir / file).exists()]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([rule, *lines, rule, f"Next: vlmkit-eval ckpt={run_dir}"])
+
+
+_FILES = {"log": "train.jsonl", "curves": "curves.png", "report": "report.json"}
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,173 @@
+"""Looks at the model from outside every so many steps: held-out loss, and whatever else is to be measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from vlmkit.batch import Batch
+from vlmkit.training.module import TrainingModule
+from vlmkit.training.state import rng_state, set_rng_state
+from vlmkit.training.steplines import append_line, cut_back
+
+SCHEMA = "vlmkit.validation/1"
+FILE = "validation.jsonl"
+LOSS = "val/loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What is measured at a validation.
+
+    Attributes:
+        loader: This rank's held-out packs, in order; None: no held-out loss. As many on every rank.
+        others: Called on rank 0 with the step; give metrics by name.
+    """
+
+    loader: Iterable[Batch] | None
+    others: Sequence[Callable[[int], dict[str, float]]]
+
+
+class Validator(Callback):
+    """Measures, writes a line of `validation.jsonl`, tells the loggers; keeps the best checkpoint, stops early.
+
+    The training does not notice: random states, modes and gradients are afterwards what they were.
+
+    Args:
+        run_dir: Where `validation.jsonl` is written.
+        every_n_steps: None: at the end only. The last step is always validated.
+        measures: What is measured, made when training starts.
+        best: Metric whose best checkpoint is kept; a name that ends in `loss` is better lower, any other higher.
+        stop_after: Validations without a better one after which the run ends; None: never.
+        save: Writes a checkpoint of this step; every rank calls.
+        paused: Told the seconds that were not training.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        every_n_steps: int | None,
+        measures: Callable[[], Measures],
+        best: str | None,
+        stop_after: int | None,
+        save: Callable[[L.Trainer], object],
+        paused: Callable[[float], None],
+    ) -> None:
+        self.path = run_dir / FILE
+        self.every_n_steps = every_n_steps
+        self.make_measures = measures
+        self.best = best
+        self.stop_after = stop_after
+        self.save = save
+        self.paused = paused
+        self.best_value: float | None = None
+        self.best_step: int | None = None
+        self.misses = 0
+        self.stopped = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        return {"best_value": self.best_value, "best_step": self.best_step, "misses": self.misses}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+        self.misses = state_dict["misses"]
+
+    def report(self) -> dict[str, Any]:
+        """For `report.json`."""
+        return {"metric": self.best, "value": self.best_value, "step": self.best_step, "stopped_early": self.stopped}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make what is measured; cut the lines back to where the run stands."""
+        self.step = trainer.global_step
+        self.measures = self.make_measures()
+        if trainer.is_global_zero:
+            cut_back(self.path, self.step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Validate if a step has just ended and its turn has come."""
+        if trainer.global_step == self.step:
+            return
+        self.step = trainer.global_step
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if last or (self.every_n_steps and self.step % self.every_n_steps == 0):
+            assert isinstance(pl_module, TrainingModule)
+            started = time.perf_counter()
+            self._judge(trainer, self._validate(trainer, pl_module))
+            self.paused(time.perf_counter() - started)
+
+    def _validate(self, trainer: L.Trainer, module: TrainingModule) -> dict[str, float]:
+        """Metrics by name, the same on every rank."""
+        started = time.perf_counter()
+        metrics: dict[str, float] = {}
+        with unnoticed(module):
+            if self.measures.loader is not None:
+                metrics[LOSS] = self._loss(trainer, module, self.measures.loader)
+            if self.measures.others and trainer.is_global_zero:
+                for measure in self.measures.others:
+                    metrics.update(measure(self.step))
+            metrics = trainer.strategy.broadcast(metrics)
+        if trainer.is_global_zero:
+            seconds = time.perf_counter() - started
+            append_line(self.path, {"schema": SCHEMA, "step": self.step, "metrics": metrics, "seconds": seconds})
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=self.step)
+        return metrics
+
+    def _loss(self, trainer: L.Trainer, module: TrainingModule, loader: Iterable[Batch]) -> float:
+        """Mean cross-entropy over all supervised tokens that are held out, over all ranks."""
+        sums = torch.zeros(2, dtype=torch.float64, device=module.device)
+        for batch in loader:
+            with trainer.precision_plugin.forward_context():
+                losses = module.packed(module.transfer_batch_to_device(batch, module.device, 0)).token_losses
+            sums += torch.stack(
+                [losses.double().sum(), torch.tensor(float(len(losses)), device=module.device).double()]
+            )
+        if trainer.world_size > 1:
+            dist.all_reduce(sums)
+        total, count = sums.tolist()
+        return total / count if count else float("nan")
+
+    def _judge(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
+        if self.best is None or (value := metrics.get(self.best)) is None:
+            return
+        better = self.best_value is None or (
+            value < self.best_value if self.best.endswith("loss") else value > self.best_value
+        )
+        if better:
+            self.best_value, self.best_step, self.misses = value, self.step, 0
+        else:
+            self.misses += 1
+        if self.stop_after is not None and self.misses >= self.stop_after:
+            self.stopped = trainer.should_stop = True
+        if better or self.stopped:
+            self.save(trainer)
+
+
+@contextmanager
+def unnoticed(module: nn.Module) -> Generator[None]:
+    """Evaluation mode and no gradients inside; modes and random states afterwards as before."""
+    modes = {one: one.training for one in module.modules()}
+    rng = rng_state()
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for one, mode in modes.items():
+            one.training = mode
+        set_rng_state(rng)

@@ -1,0 +1,149 @@
+"""Looking at a model while it trains: exact figures, the best kept, an early end, and a training that notices nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+
+from tests.training import forked
+from tests.training.conftest import lines, small, write_manifest
+from tests.training.small_run import prepared
+from vlmkit.data.holding_out import hold_out
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Path:
+    return write_manifest(tmp_path_factory.mktemp("manifest"), 24, text_only=frozenset({1, 6}))
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory) -> Path:
+    return write_manifest(tmp_path_factory.mktemp("unseen"), 5, text_only=frozenset({2}))
+
+
+@pytest.fixture(scope="module")
+def validated(manifest, unseen, tmp_path_factory):
+    """A run that is looked at every two steps, with held-out loss and a benchmark."""
+    folder = tmp_path_factory.mktemp("validated")
+    settings = [
+        f"data.validation={unseen}", "validate.every_n_steps=2", "validate.benchmarks=[shapes]", "validate.max_samples=3",
+        "validate.max_new_tokens=4", "save.best=val/loss", "save.every_n_steps=1", "save.keep=1", "data.batch_size=4",
+        "freeze=vision_frozen", "logger=csv",
+    ]  # fmt: skip
+    forked.run(*small(manifest, folder / "run", *settings), output=folder / "out")
+    return folder / "run", (folder / "out").read_text()
+
+
+def told(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "validation.jsonl").read_text().splitlines()]
+
+
+def test_training_does_not_notice(validated, manifest, tmp_path):
+    """Same weights bit for bit, same losses, as a run that nobody looks at."""
+    settings = ["data.batch_size=4", "freeze=vision_frozen"]
+    forked.run(*small(manifest, tmp_path / "run", *settings), output=tmp_path / "out")
+    one, other = (load_file(place / "hf" / "model.safetensors") for place in (validated[0], tmp_path / "run"))
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert [line["loss"] for line in lines(validated[0])] == [line["loss"] for line in lines(tmp_path / "run")]
+
+
+def test_the_held_out_loss_is_the_mean_over_supervised_tokens(validated, unseen, cache):
+    """Against the stock model that was exported, one sample at a time."""
+    from transformers import AutoModelForImageTextToText
+
+    from vlmkit.processing.encode import encode_example
+
+    stock = AutoModelForImageTextToText.from_pretrained(validated[0] / "hf", dtype=torch.float32).eval()
+    data = prepared(unseen, validated[0] / "hf", cache)
+    total, count = 0.0, 0
+    for row in range(len(data.index)):
+        sample = encode_example(data.index.conversation(row), data.processor, pixels="float32")
+        ids, media = sample["input_ids"][None], {}
+        if len(sample["grid_thw"]):
+            single = sample["still_patches"]
+            copies = single.reshape(len(single), 3, 1, -1).expand(-1, -1, 2, -1).reshape(len(single), -1)
+            media = {"pixel_values": copies, "image_grid_thw": sample["grid_thw"]}
+        with torch.no_grad():
+            logits = stock(
+                input_ids=ids, mm_token_type_ids=(ids == data.processor.image_token_id).long(), **media
+            ).logits[0]
+        total += cross_entropy(logits[:-1], sample["labels"][1:], reduction="sum").item()
+        count += int((sample["labels"] != -100).sum())
+    assert told(validated[0])[-1]["metrics"]["val/loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_what_was_measured_is_written_and_logged(validated):
+    run_dir, _ = validated
+    found = told(run_dir)
+    assert [line["step"] for line in found] == [2, 4, 6]
+    assert all(line["metrics"].keys() == {"val/loss", "eval/shapes/exact_match"} for line in found)
+    assert found[-1]["metrics"]["val/loss"] < found[0]["metrics"]["val/loss"]
+    records = (run_dir / "validation" / "step-000004" / "shapes" / "records.jsonl").read_text().splitlines()
+    assert len(records) == 3
+    assert "val/loss" in (run_dir / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_the_best_checkpoint_stays_and_the_run_ends_early(manifest, unseen, tmp_path):
+    """A rate that ruins the model: the first validation is the best one."""
+    settings = [
+        f"data.validation={unseen}", "validate.every_n_steps=1", "save.best=val/loss", "save.every_n_steps=1",
+        "save.keep=1", "validate.stop_after=2", "optim.lr=0.3", "optim.warmup_ratio=0", "optim.schedule=constant",
+    ]  # fmt: skip
+    forked.run(*small(manifest, tmp_path / "run", *settings), output=tmp_path / "out")
+    losses = [line["metrics"]["val/loss"] for line in told(tmp_path / "run")]
+    best = losses.index(min(losses)) + 1
+    assert len(losses) == best + 2 < 12, "two validations without a better one"
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == [f"step-{best:06d}.ckpt", f"step-{best + 2:06d}.ckpt"]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())["best"]
+    assert report == {"metric": "val/loss", "value": min(losses), "step": best, "stopped_early": True}
+
+
+def test_a_share_is_disjoint_from_training_and_depends_on_each_row_alone(manifest, tiny, cache):
+    whole, fewer = (prepared(manifest, tiny.vision_language, cache, batch_size=size) for size in (2, 3))
+    judged, held = hold_out(whole.judgement, 0.3)
+    again, same = hold_out(fewer.judgement, 0.3)
+    kept = set(judged.plan_rows().row.tolist())
+    assert kept.isdisjoint(held.row.tolist())
+    assert kept | set(held.row.tolist()) == set(range(24))
+    assert 2 <= len(held) <= 14
+    assert held.row.tolist() == same.row.tolist()
+    assert judged.counts() == {"trained": len(kept), "held_out": len(held)}
+    assert again.rows("held_out").tolist() == held.row.tolist()
+    _, smaller = hold_out(whole.judgement, 0.1)
+    assert set(smaller.row.tolist()) <= set(held.row.tolist()), "a smaller share is a part of a larger one"
+
+
+def test_at_least_one_row_is_held_out_and_one_is_left(manifest, tiny, cache):
+    data = prepared(manifest, tiny.vision_language, cache)
+    assert len(hold_out(data.judgement, 1e-9)[1]) == 1
+    with pytest.raises(ValueError, match="nothing is left to train on"):
+        hold_out(data.judgement, 0.999999)
+
+
+def test_a_share_is_counted_in_the_report(manifest, tmp_path):
+    settings = ["data.validation=0.3", "trainer.max_epochs=1", "data.batch_size=4"]
+    forked.run(*small(manifest, tmp_path / "run", *settings), output=tmp_path / "out")
+    rows = json.loads((tmp_path / "run" / "report.json").read_text())["rows"]["sources"]["manifest"]
+    held = rows["skipped_by_reason"]["held_out"]
+    assert held >= 1
+    assert rows["trained"] + held == 24 == rows["read"]
+    assert sum(line["samples"] for line in lines(tmp_path / "run")) == rows["trained"]
+    assert told(tmp_path / "run")[-1]["metrics"].keys() == {"val/loss"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("save.best=val/loss", "save.best=val/loss: not measured in this run. Measured: nothing."),
+        ("validate.stop_after=2", "validate.stop_after: say which metric has to improve"),
+        ("data.validation=1.5", "data.validation=1.5: a share must lie between 0 and 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(manifest, tmp_path, override, message):
+    assert message in forked.run(*small(manifest, tmp_path / "run", override), output=tmp_path / "out", status=1)
