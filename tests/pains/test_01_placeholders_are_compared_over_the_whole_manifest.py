@@ -8,8 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from vlmkit.cli.validating import make_data
 from vlmkit.config import conf_dir
-from vlmkit.data.datamodule import PackedDataModule
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,12 @@ def test_each_row_is_told_with_both_numbers(manifest, tmp_path):
 
 
 def test_every_usable_row_has_as_many_image_tokens_as_its_grid_says(manifest, tmp_path, tiny):
-    from vlmkit.config import build
     from vlmkit.processing.encode import encode_example
     from vlmkit.processing.processor import load_processor
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("train", overrides=[*overrides(manifest, tmp_path), "data.on_bad_row=skip"])
-    data = build(config.data, PackedDataModule)
+    data = make_data(config.data)
     processor = load_processor(tiny.vision_language, budget=data.budget)
     data.prepare(processor=processor, num_epochs=1, max_packs=None, require_media=False)
     rows = data.judgement.plan_rows().row.tolist()

@@ -12,8 +12,8 @@ import pytest
 
 from tests.training.conftest import REPOSITORY, environment, lines, small, write_manifest
 from tests.training.recorder import recorded
-from vlmkit.config import build, read_config
-from vlmkit.data.datamodule import PackedDataModule
+from vlmkit.cli.validating import make_data
+from vlmkit.config import read_config
 from vlmkit.data.dataset import PackDataset
 from vlmkit.data.index import Index
 from vlmkit.processing.processor import load_processor
@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_with_other_ranks_and_trains_the_rest_once(before, 
     assert f"resumed from {checkpoint}" in output
 
     config = read_config(run_dir)
-    data = build(config.data, PackedDataModule)
+    data = make_data(config.data)
     processor = load_processor(run_dir / "hf", budget=data.budget)
     data.prepare(processor=processor, num_epochs=EPOCHS, max_packs=None, require_media=False)
     consumed = STOP * before

@@ -196,6 +196,7 @@ def test_a_reader_that_crashes_is_a_bad_file_not_the_end(video, monkeypatch):
         process._process.wait()
         assert process.header(video).num_frames == NUM_FRAMES  # found dead before it was asked: started anew
         child = process._process
+        os.kill(child.pid, signal.SIGSTOP)  # it must not answer before it is killed
         monkeypatch.setattr(
             process, "_line", lambda *_: (child.kill(), child.wait(), process._some(child, time.monotonic() + 9, 1))[2]
         )

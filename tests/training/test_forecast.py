@@ -17,7 +17,7 @@ from vlmkit.training.forecast import Calibration, adamw_bytes, fitted_seconds, f
 
 
 def run(tokens, patches, seconds):
-    return Calibration(tokens=tokens, patches=patches, seconds=seconds, rise_bytes=0)
+    return Calibration(tokens=tokens, patches=patches, seconds=seconds)
 
 
 def test_seconds_follow_a_line_through_the_calibrations():

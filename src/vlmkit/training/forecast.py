@@ -29,13 +29,11 @@ class Calibration:
     Attributes:
         tokens, patches: Of the pack.
         seconds: Of the second of two runs; the first warms up.
-        rise_bytes: Most memory above what stood before, gradients included.
     """
 
     tokens: int
     patches: int
     seconds: float
-    rise_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +94,11 @@ def forecast(
     weight = pack_weights(plan.num_tokens[numbers], plan.num_patches[numbers])
     order = numbers[np.argsort(-weight, kind="stable")]
     places = np.unique(np.linspace(0, len(order) - 1, num_calibrations).astype(int))
-    before = used_bytes(_device(packed))
-    runs = [calibrate(packed, load(int(order[place]))) for place in places]
+    device = _device(packed)
+    before = mark_peak(device)
+    runs = [calibrate(packed, load(int(order[place]))) for place in (*places, places[0])]  # the heaviest among others
+    rise = peak_bytes(device) - before
+    packed.zero_grad(set_to_none=True)
     seconds = fitted_seconds(runs, plan.num_tokens, plan.num_patches)
     by_step = step_seconds(steps, seconds)
     share = len(plan.epochs) and float((plan.epochs == plan.epochs[-1]).mean())
@@ -105,7 +106,7 @@ def forecast(
     return Forecast(
         num_steps=len(steps),
         num_packs=len(numbers),
-        peak_bytes=resting + max(run.rise_bytes for run in runs),
+        peak_bytes=resting + rise,
         resting_bytes=resting,
         seconds=float(by_step.sum()),
         epoch_seconds=float(seconds.sum()) * share / steps.num_ranks,
@@ -113,18 +114,21 @@ def forecast(
 
 
 def calibrate(packed: PackedVLM, batch: Batch) -> Calibration:
-    """Run a pack forwards and backwards twice; what the second run took."""
+    """Run a pack forwards and backwards twice; what the second run took. Gradients are left.
+
+    As in a run, the gradients of the step before stand until the forward is over.
+    """
     device = _device(packed)
-    seconds, rise = 0.0, 0
+    seconds = 0.0
     for _ in range(2):
-        before = mark_peak(device)
         start = time.perf_counter()
-        packed(to_device(batch, device)).loss_sum.backward()
-        _wait(device)
-        seconds, rise = time.perf_counter() - start, max(rise, peak_bytes(device) - before)
+        loss = packed(to_device(batch, device)).loss_sum
         packed.zero_grad(set_to_none=True)
+        loss.backward()
+        _wait(device)
+        seconds = time.perf_counter() - start
     patches = sum(batch["vision_seqlens"]) if batch["num_media"] else 0
-    return Calibration(tokens=sum(batch["seqlens"]), patches=patches, seconds=seconds, rise_bytes=rise)
+    return Calibration(tokens=sum(batch["seqlens"]), patches=patches, seconds=seconds)
 
 
 def adamw_bytes(parameters: Sequence[nn.Parameter], *, masters: bool) -> int:
