@@ -63,10 +63,12 @@ def test_compiled_equals_eager(stock, processor, packs, how, recompute):
     wanted = losses_and_gradients(model(stock, processor), packs)
     made = model(stock, processor, compiled=True, compiler=how)
     set_checkpointing(made.hf, vision_encoder=recompute, language_model=recompute)
+    # The stock model computes its rotary angles in fp32 whatever the weights; generated code rounds their cosines otherwise.
+    near = {"rtol": 1e-5, "atol": 1e-5} if how == "inductor" else {"rtol": 0, "atol": 1e-10}
     for (loss, grads), (expected, reference) in zip(losses_and_gradients(made, packs), wanted, strict=True):
-        torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(loss, expected, **near)
         for name, grad in reference.items():
-            torch.testing.assert_close(grads[name], grad, rtol=0, atol=1e-10, msg=name)
+            torch.testing.assert_close(grads[name], grad, **near, msg=name)
 
 
 def test_packs_of_one_bucket_are_compiled_once(stock, processor, packs):
