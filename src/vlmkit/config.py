@@ -71,12 +71,13 @@ def build(node: DictConfig, kind: type[T], where: str = "", /, **runtime: object
         raise ConfigError(f"{', '.join(missing)} must be given: there is no default. Add {missing[0]}=...")
     factory: Any = instantiate(node, _partial_=True, _convert_="all")  # partial first: runtime objects are never merged
     if clash := sorted(factory.keywords.keys() & runtime.keys()):
-        raise ConfigError(f"{where or target}: {clash} given both by config and by code.")
-    _check_plain_types(factory.func, factory.keywords, where or target)
+        raise ConfigError(f"{target}: {clash} given both by config and by code.")
+    _check_plain_types(factory.func, factory.keywords, where)
     try:
         made = factory(**runtime)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where or target}: {target.rpartition('.')[2]} refused its settings: {error}") from error
+        told = f"{target.rpartition('.')[2]} refused its settings: {error}"
+        raise ConfigError(f"{where}: {told}" if where else told) from error
     if not isinstance(made, kind):
         raise ConfigError(f"{target} made a {type(made).__name__}, wanted a {kind.__name__}.")
     return made
@@ -123,7 +124,7 @@ def _check_plain_types(factory: Any, given: dict[str, object], where: str) -> No
         if not fits:
             wanted = " or ".join(_PLAIN[kind] for kind in kinds)
             raise ConfigError(
-                f"{where}.{name}={value}: wanted {wanted}, got {_PLAIN.get(type(value), 'something else')}."
+                f"{_under(where, name)}={value}: wanted {wanted}, got {_PLAIN.get(type(value), 'something else')}."
             )
 
 

@@ -51,3 +51,17 @@ def test_what_is_missing_is_asked_for():
     assert ask("input=x.json")[2] == (
         "vlmkit-convert: out must be given: vlmkit-convert input=annotations.json out=manifest.jsonl\n"
     )
+
+
+def test_a_wrong_setting_is_told_by_its_own_name(chats, tmp_path):
+    errors = ask(f"input={chats}", f"out={tmp_path / 'out.jsonl'}", "limit=abc")[2]
+    assert errors == "vlmkit-convert: limit=abc: wanted a whole number or null, got a text.\n"
+    errors = ask(f"input={chats}", f"out={tmp_path / 'out.jsonl'}", "format=foo")[2]
+    assert errors.startswith("vlmkit-convert: Conversion refused its settings: format=foo: choose one of auto, ")
+
+
+def test_a_file_of_which_no_row_can_be_read_is_told(tmp_path):
+    (tmp_path / "bad.jsonl").write_text("{bad\n{worse\n")
+    errors = ask(f"input={tmp_path / 'bad.jsonl'}", f"out={tmp_path / 'out.jsonl'}")[2]
+    assert "none of the 2 rows" in errors
+    assert "no valid JSON" in errors

@@ -28,11 +28,13 @@ def _task(config: DictConfig) -> None:
     from vlmkit.data.convert.conversion import Conversion, Converted, Refused
 
     settings = {key: value for key, value in config.items() if key not in _OURS}
-    conversion = build(OmegaConf.create(settings), Conversion, "vlmkit-convert")
+    conversion = build(OmegaConf.create(settings), Conversion)
 
     def told(done: Converted) -> None:
         if config.report:
-            Path(config.report).expanduser().write_text(json.dumps(done.to_json(), indent=1) + "\n")
+            place = Path(config.report).expanduser()
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(json.dumps(done.to_json(), indent=1) + "\n")
 
     with tqdm(desc="rows", unit=" rows", disable=None, file=sys.stderr) as bar:
         try:

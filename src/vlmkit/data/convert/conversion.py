@@ -161,8 +161,11 @@ class Conversion:
             seen.append((number, row))
             if not isinstance(row, DataError):
                 break
-        sample = next((row for _, row in seen if not isinstance(row, DataError)), None)
-        done.format = self._named_format() or detect(sample)
+        readable = [row for _, row in seen if not isinstance(row, DataError)]
+        if not readable:
+            first = f" The first: {seen[0][1]}" if seen else ""
+            raise ConfigError(f"format=auto: none of the {len(seen)} rows of {path} can be read.{first}")
+        done.format = self._named_format() or detect(readable[0])
         return chain(seen, rows)
 
     def _named_format(self) -> Format | None:
@@ -203,6 +206,7 @@ class Conversion:
         file.write(b"[" if as_array else b"")
         for number, found in islice(rows, self.limit):
             done.read += 1
+            progress(done.read)
             origin = Origin(str(path), number)
             try:
                 if isinstance(found, DataError):
@@ -217,7 +221,6 @@ class Conversion:
                 file.write(b",\n" if done.written else b"\n")
             file.write(orjson.dumps(row) + (b"" if as_array else b"\n"))
             done.written += 1
-            progress(done.read)
         file.write(b"\n]\n" if as_array else b"")
 
     def _proved(self, row: dict[str, Any], origin: Origin, done: Converted) -> dict[str, Any]:

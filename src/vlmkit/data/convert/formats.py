@@ -153,49 +153,51 @@ def from_qa(row: Row, fields: Fields) -> Row:
 def coco_rows(whole: Row, fields: Fields) -> Iterator[tuple[int, object]]:
     """The captions of a COCO file as rows with `id`, `image`, `question` and `answer`; numbers count annotations."""
     files = {image.get("id"): image for image in _dicts(whole.get("images"))}
-    for number, caption in enumerate(cast(list[object], whole.get("annotations") or []), start=1):
-        if not isinstance(caption, dict):
-            yield number, DataError("the annotation is not an object.", reason="not_an_object")
-            continue
-        told = cast(Row, caption)
-        image = files.get(told.get("image_id"))
+
+    def row(caption: Row) -> Row:
+        image = files.get(caption.get("image_id"))
         if image is None:
-            yield (
-                number,
-                DataError(f"image_id {told.get('image_id')!r} is not among the file's images.", reason="unknown_image"),
+            raise DataError(
+                f"image_id {caption.get('image_id')!r} is not among the file's images.", reason="unknown_image"
             )
-            continue
-        yield number, {**image, **told, "image": image.get("file_name"), "question": fields.question}
+        return {**image, **caption, "image": image.get("file_name"), "question": fields.question}
+
+    return _each(whole.get("annotations"), row)
 
 
 def vqa2_rows(questions: Row, annotations: Row) -> Iterator[tuple[int, object]]:
     """The questions of VQA v2 with the answer most gave (`multiple_choice_answer`); numbers count questions."""
     answers = {answer.get("question_id"): answer for answer in _dicts(annotations.get("annotations"))}
     subset = questions.get("data_subtype") or annotations.get("data_subtype")
-    for number, question in enumerate(cast(list[object], questions.get("questions") or []), start=1):
-        if not isinstance(question, dict):
-            yield number, DataError("the question is not an object.", reason="not_an_object")
-            continue
-        told = cast(Row, question)
-        answer = answers.get(told.get("question_id"))
+
+    def row(question: Row) -> Row:
+        answer = answers.get(question.get("question_id"))
         if answer is None:
-            yield (
-                number,
-                DataError(
-                    f"question_id {told.get('question_id')!r} has no annotation. Give the annotations of the same "
-                    "split.",
-                    reason="no_answer",
-                ),
+            raise DataError(
+                f"question_id {question.get('question_id')!r} has no annotation. Give the annotations of the same split.",
+                reason="no_answer",
             )
-            continue
-        yield number, {"data_subtype": subset, **told, "answer": answer.get("multiple_choice_answer")}
+        return {"data_subtype": subset, **question, "answer": answer.get("multiple_choice_answer")}
+
+    return _each(questions.get("questions"), row)
+
+
+def _each(entries: object, row: Callable[[Row], Row]) -> Iterator[tuple[int, object]]:
+    """Number and row of each entry; the error in place of a row that cannot be made."""
+    for number, entry in enumerate(cast(list[object], entries or []), start=1):
+        try:
+            if not isinstance(entry, dict):
+                raise DataError(f"the entry is a {type(entry).__name__}, not an object.", reason="not_an_object")
+            yield number, row(cast(Row, entry))
+        except DataError as error:
+            yield number, error
 
 
 def detect(row: object) -> Format:
     """Which of the formats that have rows a first row is of.
 
     Raises:
-        ConfigError: none; the message lists the row's fields.
+        ConfigError: it is of none of them; the message lists its fields.
     """
     if isinstance(row, dict):
         keys = set(cast(Row, row))
