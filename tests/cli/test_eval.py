@@ -150,7 +150,7 @@ def test_a_benchmark_of_one_s_own_takes_ten_lines(tmp_path):
         (["benchmarks=[chartq]"], 1, "Did you mean chartqa?"),
         (["benchmark_options.shapes.prompt_sufix=x"], 1, "Did you mean prompt_suffix?"),
         (["ckpt=nowhere"], 1, "ckpt=nowhere: no model there"),
-        (["use_llm_judge=true"], 1, "needs a judge"),
+        (["use_llm_judge=true"], 1, "no judge can be asked yet"),
         (["answers=gone.jsonl"], 1, "answers=gone.jsonl: no such file"),
         (["benchmarks=[gone.yaml]"], 1, "there is no file gone.yaml"),
         (["answers=x", "rescore=true"], 1, "Give one of the two"),

@@ -31,7 +31,9 @@ def _task(config: DictConfig) -> None:
         print(text())
         return
     if config.use_llm_judge:
-        raise ConfigError("use_llm_judge=true: none of the benchmarks here needs a judge; they are scored by rule.")
+        raise ConfigError(
+            "use_llm_judge=true: no judge can be asked yet. Leave it out: every benchmark here is scored by rule."
+        )
     from vlmkit.cli.quiet import hush
 
     hush()

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO, Literal, cast
 
 import orjson
 
-from vlmkit.data.columns import written_aside
 from vlmkit.data.convert.formats import FORMATS, ROW_FORMATS, Fields, Format, coco_rows, detect, vqa2_rows
 from vlmkit.data.convert.reading import read_rows, read_whole
 from vlmkit.data.manifest import parse_row
 from vlmkit.errors import ConfigError, DataError, Origin
+from vlmkit.storage import written_aside
 
 SCHEMA = "vlmkit.convert/1"
 _SUFFIXES = {b"\x89PN": ".png", b"\xff\xd8\xff": ".jpg", b"GIF": ".gif", b"RIF": ".webp", b"BM": ".bmp"}
@@ -130,8 +130,6 @@ class Conversion:
         with written_aside(target) as aside:
             with open(aside, "wb") as file:
                 self._write(rows, file, path, done, as_array=target.suffix == ".json", progress=progress)
-                file.flush()
-                os.fsync(file.fileno())
             if done.refused and self.on_bad_row == "error":
                 raise Refused(done)
         return done
