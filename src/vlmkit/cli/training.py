@@ -437,7 +437,7 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
 
     def flops_of(batch: Batch) -> float:
         if not counts:
-            counts.append(count_flops(module.packed.hf, run.freeze))
+            counts.append(count_flops(module.packed.hf))
         return counts[0](batch)
 
     step_log = StepLog(

@@ -1,95 +1,210 @@
-"""Model FLOPs of a batch: what the mathematics asks for, not what recomputation adds; and the device's peak."""
+"""FLOPs of a batch: what the mathematics asks for, and what is computed anew on top; and the device's peak."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
+from numpy.typing import NDArray
+from torch import nn
 
 from vlmkit.batch import Batch
-from vlmkit.model.freeze import FreezePolicy
+
+_STAGES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"^(norm1|input_layernorm|norm)\.",
+        r"^(attn\.qkv|self_attn\.[qkv]_proj)\.",
+        r"^self_attn\.[qk]_norm\.",
+        r"^(attn\.proj|self_attn\.o_proj)\.",
+        r"^(norm2|post_attention_layernorm)\.",
+        r"(^|\.)(linear_fc1|gate_proj|up_proj)\.",
+        r"(^|\.)(linear_fc2|down_proj)\.",
+    )
+)
+"""Parameters of a block or merger in the order in which they are applied; those of a stage stand side by side."""
+_ATTENTION = 3
+"""The stage before which a block attends."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
+class Rates:
+    """FLOPs for each unit of a batch.
+
+    Attributes:
+        embedded: Of a patch that is embedded (a still's, or half a video's).
+        patch, visual_token, token, supervised: Of what goes through the vision encoder's blocks, the mergers, the
+            language model's layers, and the head.
+        patch_pair, token_pair: Of a pair of patches, or tokens, of one segment (all pairs, later ones too).
+    """
+
+    embedded: float = 0.0
+    patch: float = 0.0
+    visual_token: float = 0.0
+    token: float = 0.0
+    supervised: float = 0.0
+    patch_pair: float = 0.0
+    token_pair: float = 0.0
+
+
+@dataclass(kw_only=True)
 class FlopCount:
     """FLOPs of a training step on a batch.
 
     A matrix of n numbers costs 2 n per position forward, 2 n for the gradient of its input and 2 n for its own (Kaplan et
     al. 2020, arXiv:2001.08361, section 2.1); attention over a segment of length l and width w costs 4 l^2 w forward
     and twice that backward, half of it where it is causal (Chowdhery et al. 2022, arXiv:2204.02311, appendix B, counts
-    it whole). What is frozen has no gradient of its own, and none of its input unless something below it learns.
+    it whole). What is frozen has no gradient of its own; and nothing has one of its input unless something before it
+    learns: a part, an adapter, or a norm.
 
     Attributes:
-        patch, block, merger, layer, head: Numbers in the matrices applied to each patch (of a still), patch, visual
-            token, token and supervised token.
-        vision_width, vision_depth, language_width, language_depth: Width over all heads, and blocks with attention.
+        model: What the mathematics asks for; model FLOPs utilisation is of this.
+        recomputed: What recomputation adds (`model.gradient_checkpointing`): a block's forward but for its last product,
+            which nothing in the backward pass needs.
         merge: Patches of a visual token.
-        freeze: What is trained.
         causal: Share of a causal attention that is counted.
     """
 
-    patch: int
-    block: int
-    merger: int
-    layer: int
-    head: int
-    vision_width: int
-    vision_depth: int
-    language_width: int
-    language_depth: int
+    model: Rates = field(default_factory=Rates)
+    recomputed: Rates = field(default_factory=Rates)
     merge: int
-    freeze: FreezePolicy
     causal: float = 0.5
 
     def __call__(self, batch: Batch) -> float:
-        """FLOPs of forward and backward."""
+        """Model FLOPs of forward and backward."""
+        return self._of(batch, self.model)
+
+    def executed(self, batch: Batch) -> float:
+        """FLOPs that are computed, recomputation included."""
+        return self._of(batch, self.model) + self._of(batch, self.recomputed)
+
+    def executed_of(
+        self, tokens: NDArray[np.int64], patches: NDArray[np.int64], supervised: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """The same of packs of which only the counts are known: without attention, videos taken as stills."""
+        found = np.zeros(len(tokens))
+        for rates in (self.model, self.recomputed):
+            found += (rates.embedded + rates.patch + rates.visual_token / self.merge) * patches
+            found += rates.token * tokens + rates.supervised * supervised
+        return found
+
+    def _of(self, batch: Batch, rates: Rates) -> float:
         patches, tokens = sum(batch["vision_seqlens"]), sum(batch["seqlens"])
-        videos = len(batch["video_patches"])
-        see = 2.0 * (self.patch * (patches + videos) + self.block * patches)
-        look = 4.0 * self.vision_width * self.vision_depth * sum(n * n for n in batch["vision_seqlens"])
-        join = 2.0 * self.merger * (patches // self.merge)
-        read = 2.0 * (self.layer * tokens + self.head * len(batch["targets"]))
-        attend = 4.0 * self.causal * self.language_width * self.language_depth * sum(n * n for n in batch["seqlens"])
-        learns_below = not self.freeze.vision_encoder
-        seen = _passes(not self.freeze.vision_encoder, learns_below)
-        joined = _passes(not self.freeze.merger, learns_below)
-        learns_below = learns_below or not self.freeze.merger or not self.freeze.language_model
-        language = _passes(not self.freeze.language_model, learns_below)
         return (
-            see * seen
-            + look * (3 if not self.freeze.vision_encoder else 1)
-            + join * joined
-            + read * language
-            + attend * (3 if learns_below else 1)
+            rates.embedded * (patches + len(batch["video_patches"]))
+            + rates.patch * patches
+            + rates.visual_token * (patches // self.merge)
+            + rates.token * tokens
+            + rates.supervised * len(batch["targets"])
+            + rates.patch_pair * sum(n * n for n in batch["vision_seqlens"])
+            + rates.token_pair * self.causal * sum(n * n for n in batch["seqlens"])
         )
 
 
-def _passes(learns: bool, learns_below: bool) -> int:
-    return 1 + learns + learns_below
+@dataclass(frozen=True, kw_only=True)
+class _Cost:
+    """FLOPs of a block for each position and each pair of positions, and whether something learns by its end."""
+
+    position: float
+    pair: float
+    again: float
+    pair_again: float
+    learns: bool
 
 
-def count_flops(hf: Any, freeze: FreezePolicy) -> FlopCount:
-    """Read the sizes of a stock model."""
-    visual, language, text = hf.model.visual, hf.model.language_model, hf.config.text_config
-    return FlopCount(
-        patch=visual.patch_embed.proj.weight.numel() // visual.config.temporal_patch_size,
-        block=_matrices(visual.blocks),
-        merger=_matrices(visual.merger) + _matrices(visual.deepstack_merger_list),
-        layer=_matrices(language.layers),
-        head=hf.lm_head.weight.numel(),
-        vision_width=visual.config.hidden_size,
-        vision_depth=len(visual.blocks),
-        language_width=text.num_attention_heads * text.head_dim,
-        language_depth=len(language.layers),
-        merge=visual.config.spatial_merge_size**2,
-        freeze=freeze,
+def count_flops(hf: Any) -> FlopCount:
+    """Read sizes, what is trained and what is recomputed of a model that is frozen, adapted and set as it trains."""
+    visual, language = hf.model.visual, hf.model.language_model
+    found = FlopCount(merge=visual.config.spatial_merge_size**2)
+    learns = _trains(visual.patch_embed) or _trains(visual.pos_embed)
+    proj = visual.patch_embed.proj.weight
+    found.model.embedded = _passes(proj, below=False) * proj.numel() / visual.config.temporal_patch_size
+    learns = _add_blocks(found, "patch", visual.blocks, visual.config.hidden_size, learns)
+    speaks = learns
+    for merger in (visual.merger, *visual.deepstack_merger_list):
+        cost = _cost(merger, 0, below=learns, recomputes=False)
+        found.model.visual_token += cost.position
+        speaks = speaks or cost.learns
+    text = hf.config.text_config
+    learns = speaks or _trains(language.embed_tokens)
+    learns = _add_blocks(found, "token", language.layers, text.num_attention_heads * text.head_dim, learns)
+    learns = learns or _trains(language.norm)
+    head = hf.lm_head.weight
+    found.model.supervised = _passes(head, below=learns) * head.numel()
+    return found
+
+
+def _add_blocks(found: FlopCount, unit: str, blocks: Iterable[nn.Module], width: int, below: bool) -> bool:
+    """Add the blocks of a part; whether something learns by its end."""
+    for block in blocks:
+        recomputes = bool(getattr(block, "gradient_checkpointing", False)) and block.training
+        cost = _cost(block, width, below=below, recomputes=recomputes)
+        for rates, position, pair in (
+            (found.model, cost.position, cost.pair),
+            (found.recomputed, cost.again, cost.pair_again),
+        ):
+            setattr(rates, unit, getattr(rates, unit) + position)
+            setattr(rates, f"{unit}_pair", getattr(rates, f"{unit}_pair") + pair)
+        below = cost.learns
+    return below
+
+
+def _cost(module: nn.Module, width: int, *, below: bool, recomputes: bool) -> _Cost:
+    """Of a block, or of a merger (width 0: it does not attend).
+
+    Args:
+        module: Its parameters are named as `_STAGES` has them, those of adapters below them.
+        width: Over all heads.
+        below: Whether its input has a gradient.
+        recomputes: Whether its forward is computed again in the backward pass.
+    """
+    position, forward, last, pair = 0.0, 0.0, 0.0, 0.0
+    for stage, parameters in enumerate(_staged(module)):
+        if stage == _ATTENTION:
+            pair = 4.0 * width * (3 if below else 1)
+        for name, parameter in parameters:
+            if parameter.ndim > 1:
+                beside = ".lora_B." in name  # its input is the first matrix' output, which learns
+                position += _passes(parameter, below=below or beside) * parameter.numel()
+                forward, last = forward + 2.0 * parameter.numel(), 2.0 * parameter.numel()
+        below = below or any(parameter.requires_grad for _, parameter in parameters)
+    again = recomputes and below
+    return _Cost(
+        position=position,
+        pair=pair,
+        again=forward - last if again else 0.0,
+        pair_again=4.0 * width if again else 0.0,
+        learns=below,
     )
 
 
-def _matrices(module: Any) -> int:
-    return sum(p.numel() for p in module.parameters() if p.ndim > 1)
+def _staged(module: nn.Module) -> list[list[tuple[str, nn.Parameter]]]:
+    """Parameters of each stage.
+
+    Raises:
+        KeyError: one belongs to no stage; it would be counted at the wrong place.
+    """
+    stages: list[list[tuple[str, nn.Parameter]]] = [[] for _ in _STAGES]
+    for name, parameter in module.named_parameters():
+        place = next((number for number, pattern in enumerate(_STAGES) if pattern.search(name)), None)
+        if place is None:
+            raise KeyError(f"parameter {name!r} of {type(module).__name__} belongs to no known stage of a block")
+        stages[place].append((name, parameter))
+    return stages
+
+
+def _passes(weight: nn.Parameter, *, below: bool) -> float:
+    """FLOPs per number and position: forward, gradient of the input, gradient of the weight."""
+    return 2.0 * (1 + below + weight.requires_grad)
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
