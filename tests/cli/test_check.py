@@ -293,13 +293,52 @@ def test_rows_are_looked_at_even_where_the_model_is_not_there(bad, tmp_path):
     assert not report.starts
 
 
-def test_a_forecast_is_made_on_demand_and_fills_its_section(good):
-    report = look(*llava(good), "check.forecast=true")
+def test_a_forecast_is_made_on_demand_as_the_run_would_make_it(good, tmp_path):
+    """Same callback, same settings, same steps; nothing is written."""
+    report = look(*llava(good), "check.forecast=true", "trainer.max_epochs=2", run_dir=tmp_path / "run")
     figures = section(report, "resources").figures
-    assert figures["tried_packs"] == 4
-    assert figures["forecast_seconds"] > 0
-    assert figures["peak_bytes"] > figures["weights_bytes"]
-    assert "forecast from 4 packs trained on cpu" in told(report, "resources", "ok")
+    made = figures["forecast"]
+    assert made["num_steps"] == report.num_steps == 24
+    assert figures["tried_packs"] == len(made["calibrations"]) == 2
+    assert {len(one["seconds"]) for one in made["calibrations"]} == {3}
+    assert figures["forecast_seconds"] == made["seconds"] > made["epoch_seconds"] > 0
+    assert figures["peak_bytes"] == made["peak_bytes"] > made["resting_bytes"] > figures["weights_bytes"]
+    words = told(report, "resources", "ok")
+    assert "Forecast: 24 steps in " in words
+    assert "Measured on cpu: forward and backward of 2 packs, 3 times after warming up (" in words
+    assert not (tmp_path / "run").exists()
+    json.dumps(report.to_json())
+
+
+def test_a_running_average_is_part_of_the_memory_that_is_forecast(good):
+    """In between, that is: what a process keeps for itself grows a little with every look."""
+    resting = [
+        section(look(*llava(good), "check.forecast=true", *more), "resources").figures["forecast"]["resting_bytes"]
+        for more in ((), (), ("callbacks=average",), ())
+    ]
+    trained = 4 * 2_928_768
+    assert resting[2] - (resting[1] + resting[3]) / 2 == pytest.approx(trained, rel=0.6)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "peak_is_known", "words"),
+    [
+        ("ddp", True, "One process ran alone, 2 will train: what they exchange, and that they share the processors"),
+        ("fsdp", False, "so peak memory is not forecast here"),
+    ],
+)
+def test_of_several_ranks_it_is_said_what_one_process_cannot_know(good, trainer, peak_is_known, words):
+    report = look(*llava(good), "check.forecast=true", f"trainer={trainer}", "trainer.devices=2", "trainer.accelerator=cpu")
+    figures = section(report, "resources").figures
+    assert words in told(report, "resources", "ok")
+    assert (figures["peak_bytes"] is not None) == peak_is_known
+    assert figures["forecast"]["num_steps"] == report.num_steps == 6
+    assert figures["forecast"]["ranks"]["measured"] == 1
+
+
+def test_a_forecast_that_the_run_leaves_out_is_not_made(good):
+    report = look(*llava(good), "check.forecast=true", "callbacks.forecast=null")
+    assert "callbacks.forecast=null leaves it out" in told(report, "resources", "note")
 
 
 def test_the_forecast_can_be_another_function(good):

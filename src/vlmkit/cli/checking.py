@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from vlmkit.cli.checking_data import data_section, plan_section
-from vlmkit.cli.checking_resources import Forecast, forecast_by_trial, resources_section
+from vlmkit.cli.checking_resources import Forecast, forecast_by_rehearsal, resources_section
 from vlmkit.cli.checks import Checked
 from vlmkit.cli.findings import Report, Section
 from vlmkit.cli.training import (
@@ -36,7 +36,7 @@ from vlmkit.training.optim import OptimizerPlan, parameter_groups
 from vlmkit.training.state import find_checkpoint, read_state
 
 
-def check(config: DictConfig, run_dir: Path, *, forecast: Forecast = forecast_by_trial) -> Report:
+def check(config: DictConfig, run_dir: Path, *, forecast: Forecast = forecast_by_rehearsal) -> Report:
     """Look at config, model, data, plan and resources of a run; nothing is trained, and nothing written but the index.
 
     Args:

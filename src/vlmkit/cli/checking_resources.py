@@ -6,20 +6,24 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
+import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import open_dict
 
 from vlmkit.cli.checks import Checked
 from vlmkit.cli.findings import Section
-from vlmkit.cli.training import Run, make_bad_media, make_lora, make_module
-from vlmkit.data.dealing import IDLE, Slot
-from vlmkit.data.plan import pack_weights
-from vlmkit.training.trial import try_packs
+from vlmkit.cli.training import Run, make_bad_media, make_lora, make_module, make_trainer
+from vlmkit.config import build
+from vlmkit.training.callbacks.average import WeightAverage
+from vlmkit.training.callbacks.prediction import StartForecast, sharing_of
+from vlmkit.training.forecast import Ranks
 
 Forecast = Callable[[Run, Section], None]
 """Fills in what a run would take; `run.data` is planned, nothing is trained yet."""
-_NUM_TRIED = 4
 _GIB = 1 << 30
 _ADAM_STATES = 2
 
@@ -34,7 +38,7 @@ def resources_section(checked: Checked, forecast: Forecast) -> Section:
     _tell_loading(checked, section)
     wanted = checked.config.check.forecast
     if wanted is False or (wanted is None and not torch.cuda.is_available()):
-        section.add("note", "no forecast of time and memory (check.forecast=true trains a few packs for one)")
+        section.add("note", "no forecast of time and memory (check.forecast=true rehearses a few steps for one)")
         return section
     run = _as_run(checked)
     if run is None:
@@ -114,51 +118,48 @@ def _as_run(checked: Checked) -> Run | None:
     )
 
 
-def forecast_by_trial(run: Run, section: Section) -> None:
-    """Train a few packs, the heaviest among them, and scale their time up to the plan.
+def forecast_by_rehearsal(run: Run, section: Section) -> None:
+    """What the start of the run would forecast: the same callback, in a Trainer that stops before the first step.
 
-    A pack's time is taken to be proportional to its weight (tokens and patches, each in units of their mean), a step's
-    to that of its heaviest rank.
+    One process stands for all ranks; what that leaves open is said (`Forecast.notes`).
     """
-    plan = run.data.plan
-    weights = pack_weights(plan.num_tokens, plan.num_patches)
-    order = np.argsort(-weights, kind="stable")
-    chosen = np.unique(order[np.linspace(0, len(order) - 1, min(_NUM_TRIED, len(order))).astype(int)])
-    chosen = chosen[np.argsort(-weights[chosen], kind="stable")]  # the heaviest first: memory fails at once
-    dataset = run.data.pack_dataset()
-    slots = (
-        Slot(pack=int(number), rows=plan[int(number)].rows, step=0, step_supervised_tokens=1, epoch=0)
-        for number in chosen
-    )
-    device = run.trainer.strategy.root_device
-    try:
-        trials = try_packs(
-            make_module(run),
-            (dataset[slot] for slot in slots),
-            device=device,
-            precision=str(run.config.trainer.precision),
-        )
-    except torch.cuda.OutOfMemoryError:
-        section.add(
-            "error",
-            f"the heaviest pack ({int(plan.num_tokens.max()):,} tokens) does not fit into the memory of {device}. Lower "
-            "data.batch_size or data.tokens_per_batch, or set model.gradient_checkpointing.",
-        )
+    if run.config.callbacks.get("forecast") is None:
+        section.add("note", "no forecast: callbacks.forecast=null leaves it out")
         return
-    rate = sum(trial.seconds for trial in trials) / float(weights[[trial.pack for trial in trials]].sum())
-    packs = run.data.steps(run.trainer.world_size, run.accumulate).packs
-    slowest = np.where(packs == IDLE, 0.0, weights[packs]).max(axis=1) if packs.size else np.zeros(0)
-    seconds, peak = rate * float(slowest.sum()), max(trial.peak_bytes for trial in trials)
-    section.figures |= {"forecast_seconds": seconds, "peak_bytes": peak, "tried_packs": len(trials)}
-    place = "the device" if device.type == "cuda" else "the process"
-    section.add(
-        "ok",
-        f"forecast from {len(trials)} packs trained on {device}: {_duration(seconds)} without evaluation, "
-        f"{peak / _GIB:.2f} GiB of memory of {place} at most",
-    )
+    if not run.data.steps(run.trainer.world_size, run.accumulate).packs.size:
+        section.add("note", "no forecast: nothing is left to train")
+        return
+    ranks = Ranks(number=run.trainer.world_size, measured=1, sharing=sharing_of(run.trainer.strategy))
+    asked = build(run.config.callbacks.forecast, StartForecast, "callbacks.forecast", data=run.data, ranks=ranks)
+    observers = [build(node, cast(Any, Callback)) for node in run.config.callbacks.values() if node]
+    averages = [one for one in observers if isinstance(one, WeightAverage)]  # they take memory of their own
+    trainer = _trainer_alone(run)
+    cast(Any, trainer).callbacks.extend([*averages, asked, _StopBeforeTheFirstStep()])
+    trainer.fit(make_module(run), train_dataloaders=range(1))  # it stops before it asks for a batch
+    made = asked.made
+    assert made is not None
+    section.figures |= {
+        "forecast_seconds": made.seconds,
+        "peak_bytes": made.peak_bytes,
+        "tried_packs": len(made.calibrations),
+        "forecast": made.to_json(),
+    }
+    first, *rest = made.to_text().splitlines()
+    section.add("ok", first, [line.strip() for line in rest])
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+class _StopBeforeTheFirstStep(Callback):
+    """Ends a training that has only just begun."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = True
+
+
+def _trainer_alone(run: Run) -> L.Trainer:
+    """The run's Trainer, for this process alone and without loggers."""
+    config = run.config.copy()
+    with open_dict(config):
+        config.logger = {}
+        if run.trainer.world_size > 1:
+            config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
+    return make_trainer(config, run.run_dir)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from vlmkit.config import build
 from vlmkit.errors import ConfigError
 from vlmkit.training.callbacks.steplog import wait_in_words
+from vlmkit.training.forecast import told
 
 _EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 
@@ -50,6 +51,7 @@ def end_table(report: Mapping[str, Any], groups: Mapping[str, tuple[int, float]]
     for name, (count, lr) in groups.items():
         rows.append((f"trained {name}", f"{count:,} parameters, learning rate {lr:g}"))
     rows.append(("steps", f"{report['steps']:,} in {_time(report['seconds'])} (this process)"))
+    rows += _forecast_rows(report["forecast"])
     rows.append(
         (
             "on",
@@ -76,6 +78,20 @@ def end_table(report: Mapping[str, Any], groups: Mapping[str, tuple[int, float]]
     lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
     rule = "-" * max(map(len, lines))
     return "\n".join([rule, *lines, rule, f"Next: vlmkit-eval ckpt={run_dir}"])
+
+
+def _forecast_rows(forecast: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What was forecast beside what followed: time of the steps that were taken, an epoch, memory."""
+    if not forecast or not forecast["predicted"] or not forecast["followed"]:
+        return []
+    wanted, found = forecast["predicted"], forecast["followed"]
+    share = found["steps"] / max(1, wanted["num_steps"])
+    times = [f"{found['steps']:,} steps {told(wanted['seconds'] * share)} forecast, {told(found['seconds'])} taken"]
+    if found["epoch_seconds"] is not None:
+        times.append(f"an epoch {told(wanted['epoch_seconds'])}, {told(found['epoch_seconds'])}")
+    if wanted["peak_bytes"] is not None and found["peak_bytes"] is not None:
+        times.append(f"peak memory {wanted['peak_bytes'] / 2**30:.2f} GiB, {found['peak_bytes'] / 2**30:.2f} GiB")
+    return [("forecast", "; ".join(times))]
 
 
 _FILES = {"log": "train.jsonl", "curves": "curves.png", "report": "report.json"}

@@ -450,6 +450,13 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         flops_of=flops_of,
         peak_flops=peak_flops(run.trainer.strategy.root_device, str(run.config.trainer.precision)),
     )
+    configured = [build(node, cast(Any, Callback)) for node in run.config.callbacks.values() if node]
+    forecasts = [one for one in configured if isinstance(one, StartForecast)]
+
+    def leave_out(seconds: float) -> None:
+        for one in (step_log, *forecasts):
+            one.pause(seconds)
+
     guard = LossGuard(
         run_dir=run.run_dir,
         settings=build(run.config.guard, GuardSettings),
@@ -464,6 +471,7 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         done_batches=lambda: data.start_step * run.accumulate,
         before_save=guard.settle,
         spared=lambda: {checkpoint_name(validator.best_step)} if validator and validator.best_step else set[str](),
+        paused=leave_out,
     )
     validator = make_validator(
         run.config,
@@ -473,9 +481,8 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         processor=run.processor,
         held_out=held_out_data(run.config, data, run.processor),
         save=checkpointer.save,
-        paused=step_log.pause,
+        paused=leave_out,
     )
-    configured = [build(node, cast(Any, Callback)) for node in run.config.callbacks.values() if node]
     # The guard stands first: a strange loss is told before its gradients are. The log stands before the checkpointer:
     # when a checkpoint is there, so is its line.
     cast(Any, run.trainer).callbacks.extend(

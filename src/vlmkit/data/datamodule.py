@@ -23,7 +23,7 @@ from vlmkit.data.judging import OnBadRow, judge
 from vlmkit.data.manifest import resolve_sources, row_id
 from vlmkit.data.overlong import OVERLONG, Overlong
 from vlmkit.data.packing import Budget
-from vlmkit.data.plan import Order, Plan, PlanRows, make_plan, rows_over
+from vlmkit.data.plan import Order, Plan, PlanRows, draw_rows, make_plan, rows_over
 from vlmkit.data.workers import settle_worker
 from vlmkit.errors import ConfigError, DataError
 from vlmkit.processing.encode import Pixels
@@ -249,6 +249,15 @@ class PackedDataModule(L.LightningDataModule):
     def num_steps(self, num_ranks: int, accumulate: int) -> int:
         """Optimiser steps of the whole run, those that are done included."""
         return self.start_step + len(self.steps(num_ranks, accumulate))
+
+    def epoch_counts(self) -> tuple[int, int, int]:
+        """Tokens, patches and supervised tokens of a whole pass over the data, also where the plan ends before."""
+        rows = self.judgement.plan_rows()
+        drawn = draw_rows(rows, [source.weight for source in self.sources], seed=self.seed, epoch=0)
+        tokens, patches, supervised = (
+            int(column[drawn].sum()) for column in (rows.num_tokens, rows.num_patches, rows.num_supervised_tokens)
+        )
+        return tokens, patches, supervised
 
     def _hold_out(self) -> None:
         try:

@@ -25,13 +25,26 @@ class MasterOptimizer(Optimizer):
     Args:
         groups: Parameter groups of the narrow parameters.
         make: Makes the optimiser over the masters, given their groups.
+        masters: Those of each group, where another optimiser has them already; None: made here.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], make: Callable[[list[dict[str, Any]]], Optimizer]) -> None:
-        own = [{**group, "params": [p.detach().float() for p in group["params"]]} for group in groups]
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        make: Callable[[list[dict[str, Any]]], Optimizer],
+        *,
+        masters: list[list[Tensor]] | None = None,
+    ) -> None:
+        masters = masters or [[p.detach().float() for p in group["params"]] for group in groups]
+        own = [{**group, "params": params} for group, params in zip(groups, masters, strict=True)]
         self.inner = make(own)
         defaults = {key: value for key, value in self.inner.defaults.items()}
         super().__init__(groups, defaults)
+
+    @property
+    def masters(self) -> list[list[Tensor]]:
+        """Of each group."""
+        return [list(group["params"]) for group in self.inner.param_groups]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Gradients to fp32, a step of the inner optimiser, masters rounded into the parameters."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -145,8 +145,16 @@ def _layers(names: list[str]) -> dict[Part, dict[str, int]]:
     return found
 
 
-def make_optimizer(groups: list[Group], plan: OptimizerPlan) -> Optimizer:
-    """The plan's optimiser over the groups: AdamW, fused on CUDA, unless it names another; over masters where needed."""
+def make_optimizer(
+    groups: list[Group], plan: OptimizerPlan, *, masters: list[list[Tensor]] | None = None
+) -> Optimizer:
+    """The plan's optimiser over the groups: AdamW, fused on CUDA, unless it names another; over masters where needed.
+
+    Args:
+        groups: What it moves.
+        plan: What it is.
+        masters: fp32 copies of each group, where there are some already.
+    """
     settings: list[dict[str, Any]] = [
         {
             "name": group.name,
@@ -164,8 +172,23 @@ def make_optimizer(groups: list[Group], plan: OptimizerPlan) -> Optimizer:
 
     make = plan.optimizer or adamw
     if plan.fp32_masters and any(p.dtype in NARROW for p in parameters):
-        return MasterOptimizer(settings, make)
+        return MasterOptimizer(settings, make, masters=masters)
     return make(settings)
+
+
+def still_twin(optimizer: Optimizer, groups: list[Group], plan: OptimizerPlan) -> Optimizer:
+    """Another optimiser of the same kind over the same weights and masters, at a rate of zero and without decay.
+
+    Given gradients of zero, its step takes the memory and the time that a step of `optimizer` takes, and moves nothing.
+    Its state is its own and goes with it.
+
+    Args:
+        optimizer: The run's.
+        groups: What that moves.
+        plan: What it was made by.
+    """
+    still = [replace(group, lr=0.0, weight_decay=0.0) for group in groups]
+    return make_optimizer(still, plan, masters=optimizer.masters if isinstance(optimizer, MasterOptimizer) else None)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, plan: OptimizerPlan, *, num_steps: int) -> LambdaLR:

@@ -154,6 +154,14 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def fingerprint(tensor: Tensor) -> int:
+    """A cheap number that changes with (almost) any change of the bits this rank holds; one pass, on its device."""
+    flat = local_part(tensor.detach()).contiguous().view(-1)
+    size = flat.element_size()
+    bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+    return int(bits.sum(dtype=torch.int64))
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor; where it is sharded, every rank must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

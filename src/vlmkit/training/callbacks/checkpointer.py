@@ -49,6 +49,7 @@ class Checkpointer(Callback):
         done_batches: Micro-batches already done on each of today's ranks when resuming.
         before_save: Called on every rank before anything is written; raises where the weights are not worth keeping.
         spared: Names of checkpoints that are kept however old they are.
+        paused: Told the seconds that writing took.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Checkpointer(Callback):
         done_batches: Callable[[], int],
         before_save: Callable[[], None] = lambda: None,
         spared: Callable[[], set[str]] = set,
+        paused: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.directory = run_dir / "checkpoints"
         self.every_n_steps = every_n_steps
@@ -71,6 +73,7 @@ class Checkpointer(Callback):
         self.done_batches = done_batches
         self.before_save = before_save
         self.spared = spared
+        self.paused = paused
         self.saved_step = -1
         self.step = 0
         self.stopped_by: str | None = None
@@ -129,6 +132,7 @@ class Checkpointer(Callback):
         path = self.directory / checkpoint_name(step)
         if self.saved_step == step and path.exists():
             return path
+        started = time.monotonic()
         self.before_save()
         aside = aside_of(path)
         self._writing.error = None
@@ -147,6 +151,7 @@ class Checkpointer(Callback):
         if error := trainer.strategy.broadcast(self._writing.error):
             self._give_up(trainer, aside, path, error)
         self.saved_step, self.saved_at = step, time.monotonic()
+        self.paused(self.saved_at - started)
         return path
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmkit.batch import Batch
 from vlmkit.errors import VlmkitError
 from vlmkit.training.callbacks.steplog import grad_norms
 from vlmkit.training.module import TrainingModule
-from vlmkit.training.shards import any_rank, local_part
+from vlmkit.training.shards import any_rank, fingerprint, local_part
 
 
 class GradientError(VlmkitError):
@@ -109,11 +109,3 @@ class GradientReceipt(Callback):
             "frozen_tensors_unmoved": len(self.frozen),
             "zero_gradient_so_far": sorted(self.silent),
         }
-
-
-def fingerprint(tensor: nn.Parameter | Tensor) -> int:
-    """A cheap number that changes with (almost) any change of the bits this rank holds; one pass, on its device."""
-    flat = local_part(tensor.detach()).contiguous().view(-1)
-    size = flat.element_size()
-    bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
-    return int(bits.sum(dtype=torch.int64))

@@ -50,7 +50,7 @@ class Validator(Callback):
         best: Metric whose best checkpoint is kept; a name that ends in `loss` is better lower, any other higher.
         stop_after: Validations without a better one after which the run ends; None: never.
         save: Writes a checkpoint of this step; every rank calls.
-        paused: Told the seconds that were not training.
+        paused: Told the seconds that measuring took.
     """
 
     def __init__(
@@ -107,8 +107,9 @@ class Validator(Callback):
         if last or (self.every_n_steps and self.step % self.every_n_steps == 0):
             assert isinstance(pl_module, TrainingModule)
             started = time.perf_counter()
-            self._judge(trainer, self._validate(trainer, pl_module))
+            metrics = self._validate(trainer, pl_module)
             self.paused(time.perf_counter() - started)
+            self._judge(trainer, metrics)
 
     def _validate(self, trainer: L.Trainer, module: TrainingModule) -> dict[str, float]:
         """Metrics by name, the same on every rank."""
