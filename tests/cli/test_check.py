@@ -328,7 +328,9 @@ def test_a_running_average_is_part_of_the_memory_that_is_forecast(good):
     ],
 )
 def test_of_several_ranks_it_is_said_what_one_process_cannot_know(good, trainer, peak_is_known, words):
-    report = look(*llava(good), "check.forecast=true", f"trainer={trainer}", "trainer.devices=2", "trainer.accelerator=cpu")
+    report = look(
+        *llava(good), "check.forecast=true", f"trainer={trainer}", "trainer.devices=2", "trainer.accelerator=cpu"
+    )
     figures = section(report, "resources").figures
     assert words in told(report, "resources", "ok")
     assert (figures["peak_bytes"] is not None) == peak_is_known

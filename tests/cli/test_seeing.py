@@ -33,7 +33,9 @@ def test_a_run_tells_its_loggers_and_ends_with_a_table_and_a_picture(tmp_path):
     assert (run_dir / "mlflow.db").stat().st_size > 0
     report = json.loads((run_dir / "report.json").read_text())["forecast"]
     assert report["followed"]["steps"] == report["predicted"]["num_steps"] == 4
-    assert re.search(r"\nforecast +4 steps \S+ m?s forecast, \S+ m?s taken; an epoch \S+ m?s, \S+ m?s; peak memory ", told)
+    assert re.search(
+        r"\nforecast +4 steps \S+ m?s forecast, \S+ m?s taken; an epoch \S+ m?s, \S+ m?s; peak memory ", told
+    )
     for words in ("trained merger ", "8 samples, ", "tokens/s", "% waiting for data", str(run_dir / "curves.png")):
         assert words in told
     with Image.open(run_dir / "curves.png") as picture:

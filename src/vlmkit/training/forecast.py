@@ -110,8 +110,8 @@ class Forecast:
         update = "" if self.update_seconds is None else f"; an update {_seconds(self.update_seconds)}"
         loading = np.mean([one.load_seconds for one in self.calibrations])
         return (
-            f"Measured on {self.device}: forward and backward of {many(len(self.calibrations), 'pack')}, "
-            f"{many(times, 'time')} after warming up ({packs}){update}; loading {_seconds(float(loading))} a pack and process. "
+            f"Measured on {self.device}: forward and backward of {_many(len(self.calibrations), 'pack')}, "
+            f"{_many(times, 'time')} after warming up ({packs}){update}; loading {_seconds(float(loading))} a pack and process. "
             "Checkpoints and validation come on top."
         )
 
@@ -145,7 +145,9 @@ def forecast(
     loading = _loading(found.calibrations, plan.num_tokens, plan.num_patches)
 
     def seconds_of(of_passes: Callable[[Calibration], float]) -> float:
-        computing = fitted_seconds(_work_of(found.calibrations, count), [of_passes(c) for c in found.calibrations], work)
+        computing = fitted_seconds(
+            _work_of(found.calibrations, count), [of_passes(c) for c in found.calibrations], work
+        )
         slowest = np.maximum(computing, loading / workers) if workers else computing + loading
         return float(step_seconds(steps, slowest).sum()) + len(steps) * (found.update_seconds or 0.0)
 
@@ -227,8 +229,7 @@ def told(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def many(number: int, noun: str) -> str:
-    """A number with its noun: `1 pack`, `2 packs`."""
+def _many(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -251,7 +252,8 @@ def _loading(
 ) -> NDArray[np.float64]:
     """Seconds to load each pack in one process: in proportion to its tokens and patches."""
     size = sum(one.tokens + one.patches for one in calibrations)
-    return (tokens + patches) * (sum(one.load_seconds for one in calibrations) / max(size, 1))
+    rate = sum(one.load_seconds for one in calibrations) / max(size, 1)
+    return (tokens + patches).astype(np.float64) * rate
 
 
 def _cpu_share(calibrations: Sequence[Calibration]) -> float:
@@ -286,11 +288,14 @@ def memory_of_a_rank(
     notes = [f"Memory is {where}."]
     if ranks.sharing == "gradients" and (ranks.alone or on_cpu):
         peak, resting = peak + trained, resting + trained  # the exchange's buckets, not there yet or not touched yet
-        notes = [f"Memory is {where}; {trained / _GIB:.2f} GiB of it for the exchange of gradients are counted, not measured."]
+        notes = [
+            f"Memory is {where}; {trained / _GIB:.2f} GiB of it for the exchange of gradients are counted, not measured."
+        ]
     return peak, resting, notes
 
 
 def time_notes(found: Rehearsal, ranks: Ranks, share: float | None, *, on_cpu: bool) -> list[str]:
+    """What the time leaves out, and what stood in its way."""
     notes: list[str] = []
     if found.update_seconds is None:
         notes.append("The optimiser's state was there already, so its updates are not in the time.")

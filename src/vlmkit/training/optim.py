@@ -145,9 +145,7 @@ def _layers(names: list[str]) -> dict[Part, dict[str, int]]:
     return found
 
 
-def make_optimizer(
-    groups: list[Group], plan: OptimizerPlan, *, masters: list[list[Tensor]] | None = None
-) -> Optimizer:
+def make_optimizer(groups: list[Group], plan: OptimizerPlan, *, masters: list[list[Tensor]] | None = None) -> Optimizer:
     """The plan's optimiser over the groups: AdamW, fused on CUDA, unless it names another; over masters where needed.
 
     Args:

@@ -179,7 +179,7 @@ def _step(parts: Parts, batch: Batch) -> _Taken:
             if micro == 0:
                 packed.zero_grad(set_to_none=True)  # as the Trainer: those of the step before stand until here
             loss.backward()
-    del loss
+            del loss
     _wait(parts.device)
     seconds, cpu_seconds = time.perf_counter() - started, time.thread_time() - worked
     started = time.perf_counter()
