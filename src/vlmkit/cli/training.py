@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
@@ -429,9 +430,8 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         consumed = state_at(step).consumed_packs
         epochs = data.plan.epochs
         current = int(epochs[min(consumed, len(epochs) - 1)])
-        inside = epochs == current
-        first = int(inside.argmax())
-        return current + (consumed - first) / max(1, int(inside.sum()))
+        first, end = (int(np.searchsorted(epochs, current, side=side)) for side in ("left", "right"))
+        return current + (consumed - first) / max(1, end - first)
 
     counts: list[FlopCount] = []
 

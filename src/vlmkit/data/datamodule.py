@@ -147,6 +147,7 @@ class PackedDataModule(L.LightningDataModule):
         self.start_step = 0
         self.held_out_share = 0.0
         self.held_out_plan: Plan | None = None
+        self._dealt: Steps | None = None
 
     def prepare(
         self,
@@ -243,8 +244,16 @@ class PackedDataModule(L.LightningDataModule):
             raise ConfigError(f"data: {error}. Check trainer.max_epochs, trainer.max_steps and the weights.") from error
 
     def steps(self, num_ranks: int, accumulate: int) -> Steps:
-        """The packs that are left, dealt to so many ranks and micro-batches."""
-        return deal(self.plan, num_ranks=num_ranks, accumulate=accumulate, start_pack=self.start_pack)
+        """The packs that are left, dealt to so many ranks and micro-batches; dealt once, however often it is asked."""
+        dealt = self._dealt
+        if (
+            dealt is None
+            or dealt.plan is not self.plan
+            or (dealt.start_pack, dealt.num_ranks, dealt.accumulate) != (self.start_pack, num_ranks, accumulate)
+        ):
+            dealt = deal(self.plan, num_ranks=num_ranks, accumulate=accumulate, start_pack=self.start_pack)
+            self._dealt = dealt
+        return dealt
 
     def num_steps(self, num_ranks: int, accumulate: int) -> int:
         """Optimiser steps of the whole run, those that are done included."""

@@ -15,13 +15,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from vlmkit.batch import Batch
 from vlmkit.errors import VlmkitError
 from vlmkit.model.packed import PackedVLM
 from vlmkit.training.memory import is_measured, mark_peak, peak_bytes, used_bytes
+from vlmkit.training.module import to_device
 from vlmkit.training.ranks import gather
 from vlmkit.training.shards import fingerprint
 
@@ -204,14 +204,6 @@ def _calibration(number: int, batch: Batch, loading: float, taken: Sequence[_Tak
         cpu_seconds=tuple(one.cpu_seconds for one in taken),
         load_seconds=loading,
     )
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch with its tensors on a device."""
-    moved: dict[str, Any] = {
-        key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()
-    }
-    return moved  # type: ignore[return-value]  # the same keys
 
 
 def _fingerprints(parts: Parts) -> list[int]:

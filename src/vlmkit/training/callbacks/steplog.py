@@ -20,6 +20,8 @@ from vlmkit.training.shards import whole
 from vlmkit.training.steplines import append_line, cut_back, read_lines
 
 SCHEMA = "vlmkit.train/1"
+MOST_KEPT = 64
+"""Micro-batches whose token losses are kept before they are summed up: little memory, and hardly any wait."""
 WAIT_TOLD = 0.05
 """Share of the time spent waiting for data from which it is said in words."""
 
@@ -69,6 +71,7 @@ class StepLog(Callback):
         """Cut the log back to where the run stands, and open the bar."""
         self.device = pl_module.device
         self.step = self.first_step = trainer.global_step
+        self.last_step = self.num_steps()
         self.started = self.mark = self.batch_ended = time.perf_counter()
         self.bar = None
         self._reset()
@@ -76,7 +79,7 @@ class StepLog(Callback):
             cut_back(self.path, self.step)
             self.take_up()
             self.bar = tqdm(
-                total=self.num_steps(), initial=self.step, unit="step", disable=not self.progress, dynamic_ncols=True
+                total=self.last_step, initial=self.step, unit="step", disable=not self.progress, dynamic_ncols=True
             )
 
     def on_train_batch_start(
@@ -123,46 +126,54 @@ class StepLog(Callback):
         self.batch_ended += seconds
 
     def _logs(self, step: int) -> bool:
-        return step % self.every_n_steps == 0 or step == self.num_steps()
+        return step % self.every_n_steps == 0 or step == self.last_step
 
     def _reset(self) -> None:
         num_sources = len(self.source_names)
-        self.counts = torch.zeros(
-            5 + num_sources, dtype=torch.float64
-        )  # tokens, patches, samples, supervised, FLOPs; supervised by source
-        self.losses = torch.zeros(num_sources, dtype=torch.float64, device=self.device)
-        self.unusable = torch.zeros(num_sources, dtype=torch.float64, device=self.device)  # NaN or infinite: no mean
+        self.counts = [0.0] * 5  # tokens, patches, samples, supervised, FLOPs
+        self.kept: list[tuple[list[int], Tensor, Tensor]] = []
+        self.supervised = torch.zeros(num_sources, dtype=torch.float64)  # by source
+        self.losses = torch.zeros(num_sources, dtype=torch.float64)
+        self.unusable = torch.zeros(num_sources, dtype=torch.float64)  # NaN or infinite: no mean
         self.waited = 0.0
 
     def _count(self, batch: Batch, token_losses: Tensor) -> None:
+        """Note what is known on the host; what is on the device stays there for now."""
         if batch["pack"] < 0:
             return
-        patches = sum(batch["vision_seqlens"]) if batch["num_media"] else 0
-        supervised = len(batch["targets"])
-        flops = self.flops_of(batch) if self.flops_of is not None and self.peak_flops else 0.0
-        self.counts[:5] += torch.tensor(
-            [sum(batch["seqlens"]), patches, len(batch["rows"]) - len(batch["masked"]), supervised, flops],
-            dtype=torch.float64,
-        )
-        sources = (
-            torch.tensor(batch["sources"])[batch["target_samples"].cpu()]
-            if supervised
-            else torch.empty(0, dtype=torch.int64)
-        )
-        self.counts[5:] += torch.bincount(sources, minlength=len(self.source_names))
-        sources, usable = sources.to(self.device), token_losses.isfinite()
-        self.losses.index_add_(0, sources, torch.where(usable, token_losses, 0).to(self.losses.dtype))
-        self.unusable.index_add_(0, sources, (~usable).to(self.unusable.dtype))
+        counts = self.counts
+        counts[0] += sum(batch["seqlens"])
+        counts[1] += sum(batch["vision_seqlens"]) if batch["num_media"] else 0
+        counts[2] += len(batch["rows"]) - len(batch["masked"])
+        counts[3] += len(batch["targets"])
+        if self.flops_of is not None and self.peak_flops:
+            counts[4] += self.flops_of(batch)
+        if len(token_losses):
+            self.kept.append((batch["sources"], batch["target_samples"], token_losses))
+        if len(self.kept) >= MOST_KEPT:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Add the losses that were kept to the sums by source. Waits for the device."""
+        if not self.kept:
+            return
+        sources = torch.cat([torch.tensor(of_samples)[places.cpu()] for of_samples, places, _ in self.kept])
+        losses = torch.cat([losses for _, _, losses in self.kept]).cpu().to(torch.float64)
+        usable = losses.isfinite()
+        self.supervised += torch.bincount(sources, minlength=len(self.source_names))
+        self.losses.index_add_(0, sources, torch.where(usable, losses, 0.0))
+        self.unusable.index_add_(0, sources, (~usable).to(torch.float64))
+        self.kept = []
 
     def _write(self, trainer: L.Trainer) -> None:
         now = time.perf_counter()
-        counts, losses, unusable = self._over_ranks(trainer)
+        counts, by_source_counts, losses, unusable = self._over_ranks(trainer)
         tokens, patches, samples, supervised = (int(value) for value in counts[:4])
         for name, value in zip(self.totals, (supervised, tokens, patches, samples), strict=True):
             self.totals[name] += value
         by_source = {
             name: loss / (count - lost)
-            for name, loss, count, lost in zip(self.source_names, losses, counts[5:], unusable, strict=True)
+            for name, loss, count, lost in zip(self.source_names, losses, by_source_counts, unusable, strict=True)
             if count > lost
         }
         elapsed = now - self.mark
@@ -187,13 +198,16 @@ class StepLog(Callback):
         self.mark = now
         self._reset()
 
-    def _over_ranks(self, trainer: L.Trainer) -> tuple[list[float], list[float], list[float]]:
-        """Counts, sums of losses by source, and token losses without a value by source, over all ranks."""
-        every = torch.cat([self.counts.to(self.device), self.losses, self.unusable])
+    def _over_ranks(self, trainer: L.Trainer) -> tuple[list[float], list[float], list[float], list[float]]:
+        """Counts; by source: supervised tokens, sums of losses, and token losses without a value. Over all ranks."""
+        self._sum_up()
+        sums = [torch.tensor(self.counts, dtype=torch.float64), self.supervised, self.losses, self.unusable]
+        every = torch.cat(sums)
         if trainer.world_size > 1:
+            every = every.to(self.device)
             torch.distributed.all_reduce(every)
-        counts, losses, unusable = every.split([len(self.counts), len(self.losses), len(self.unusable)])
-        return counts.tolist(), losses.tolist(), unusable.tolist()
+        counts, supervised, losses, unusable = every.cpu().split([len(one) for one in sums])
+        return counts.tolist(), supervised.tolist(), losses.tolist(), unusable.tolist()
 
     def _tell(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero:
