@@ -372,3 +372,15 @@ def test_two_missing_videos_of_a_public_manifest(videos: Path, processor: Proces
     told = counts(data, "video")
     assert (told["skipped"], told["trained"]) == (2, told["read"] - 2)
     assert data.accounting()["sources"]["video"]["skipped_by_reason"] == {"missing_media": 2}
+
+
+def test_a_plan_is_dealt_out_once_until_it_changes(corpus: Any, processor: Processor, datamodule: MakeData) -> None:
+    data = prepare(datamodule(corpus.write(list(corpus.rows.values()))), processor, num_epochs=2)
+    dealt = data.steps(2, 1)
+    assert data.steps(2, 1) is dealt
+    assert data.steps(1, 2) is not dealt
+    assert data.steps(1, 2).accumulate == 2
+    data.start_pack = 1
+    assert data.steps(1, 2).start_pack == 1
+    data.plan_packs(num_epochs=1, max_packs=None)
+    assert data.steps(1, 2).plan is data.plan
