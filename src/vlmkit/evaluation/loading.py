@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -93,11 +95,14 @@ class Rows:
         layout: Whose columns they have.
         num_rows: How many there are.
         source: What was read, for reports.
+        fingerprint: Follows the content as far as it is known without reading it all (of Parquet the files' footers, of a
+            TSV all columns but the images), and not the place where it lies.
     """
 
     layout: Layout
     num_rows: int
     source: str
+    fingerprint: str
     read: Callable[[], Iterator[Row]] = field(repr=False)
 
     def __iter__(self) -> Iterator[Row]:
@@ -168,7 +173,8 @@ def open_configs(place: DataPlace, configs: Sequence[str], *, tsv_names: Mapping
                 yield replace(row, config=config)
 
     first = next(iter(parts.values()))
-    return Rows(first.layout, sum(rows.num_rows for rows in parts.values()), first.source, read)
+    told = hashlib.sha256(json.dumps({config: rows.fingerprint for config, rows in parts.items()}).encode()).hexdigest()
+    return Rows(first.layout, sum(rows.num_rows for rows in parts.values()), first.source, told, read)
 
 
 def _part(place: DataPlace) -> str:
@@ -205,12 +211,13 @@ def _from_parquet(files: Sequence[Path], place: DataPlace) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    num_rows = 0
+    num_rows, told = 0, hashlib.sha256()
     for path in files:
         try:
             with pq.ParquetFile(path) as file:
                 place.check(str(path), "hub", file.schema_arrow.names)
                 num_rows += int(file.metadata.num_rows)
+            told.update(_footer(path))
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{path}: not a Parquet file ({error}).", reason="unreadable") from error
 
@@ -226,7 +233,19 @@ def _from_parquet(files: Sequence[Path], place: DataPlace) -> Rows:
                         yield Row(values, Origin(str(path), row), "hub", number, path.parent)
                         number += 1
 
-    return Rows("hub", num_rows, str(files[0].parent), read)
+    return Rows("hub", num_rows, str(files[0].parent), told.hexdigest(), read)
+
+
+def _footer(path: Path) -> bytes:
+    """The end of a Parquet file: number of rows, sizes, and least and greatest values of every column chunk.
+
+    Its length stands in four bytes before the last four (Apache Parquet, File Format).
+    """
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        return file.read(length)
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -251,7 +270,8 @@ def _from_json(path: Path, place: DataPlace) -> Rows:
         for number, values in enumerate(rows):
             yield Row(values, Origin(str(path), number + 1), "hub", number, path.parent)
 
-    return Rows("hub", len(rows), str(path), read)
+    told = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    return Rows("hub", len(rows), str(path), told, read)
 
 
 # --- TSV --------------------------------------------------------------------------------------------------------------
@@ -281,7 +301,7 @@ def _tsv_file(place: DataPlace, root: Path, folder: Path) -> Path | None:
 
 
 def _from_tsv(path: Path, place: DataPlace) -> Rows:
-    header, num_rows, referred = _scan_tsv(path, place)
+    header, num_rows, referred, told = _scan_tsv(path, place)
 
     def read() -> Iterator[Row]:
         shared = {
@@ -296,12 +316,13 @@ def _from_tsv(path: Path, place: DataPlace) -> Rows:
             yield Row(values, Origin(str(path), number + 1), "tsv", number, path.parent)
 
     place.check(str(path), "tsv", header)
-    return Rows("tsv", num_rows, str(path), read)
+    return Rows("tsv", num_rows, str(path), told, read)
 
 
-def _scan_tsv(path: Path, place: DataPlace) -> tuple[list[str], int, set[str]]:
-    """Columns, number of rows, and the indices of rows whose image others use."""
+def _scan_tsv(path: Path, place: DataPlace) -> tuple[list[str], int, set[str], str]:
+    """Columns, number of rows, the indices of rows whose image others use, and a fingerprint of the texts."""
     header: list[str] = []
+    told = hashlib.sha256()
     referred: set[str] = set()
     num_rows = 0
     try:
@@ -311,11 +332,12 @@ def _scan_tsv(path: Path, place: DataPlace) -> tuple[list[str], int, set[str]]:
             image = values.get("image") or ""
             if 0 < len(image) <= _LONGEST_REFERENCE:
                 referred.add(image)
+            told.update(json.dumps([value for name, value in values.items() if name != "image"]).encode())
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a TSV file ({error}).", reason="unreadable") from error
     if not header:
         raise DataError(f"{path}: a TSV file without rows; {place.name} has some.", reason="unreadable")
-    return header, num_rows, referred
+    return header, num_rows, referred, told.hexdigest()
 
 
 def _tsv_lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -384,7 +406,7 @@ def _from_dataset(data: Any, where: str, place: DataPlace) -> Rows:
         for number, values in enumerate(_plain(kept)):
             yield Row(values, Origin(where, number + 1), "hub", number)
 
-    return Rows("hub", len(data), where, read)
+    return Rows("hub", len(data), where, str(data._fingerprint), read)  # of its content, as datasets keeps it
 
 
 def _plain(data: Iterable[Any]) -> Iterator[dict[str, Any]]:

@@ -74,7 +74,7 @@ def _part(content: Content) -> Part:
 
 def _told(part: ImagePart | VideoPart) -> str:
     if isinstance(part.source, bytes):
-        return f"{len(part.source)} bytes"
+        return f"sha256:{hashlib.sha256(part.source).hexdigest()[:16]} ({len(part.source)} bytes)"
     return str(part.source if isinstance(part.source, Path) else part.source[0])
 
 

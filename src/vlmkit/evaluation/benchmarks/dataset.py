@@ -49,6 +49,8 @@ class DatasetBenchmark(ABC):
     """Which of them `all` means; empty: all of them."""
     tsv_names: ClassVar[Mapping[str, str]] = {}
     """VLMEvalKit's file of each configuration, where it has one for each."""
+    asked_by: ClassVar[tuple[str, ...]] = ()
+    """Further settings that change what is asked (not how it is scored), for the key of the records."""
     id_column: ClassVar[str] = ""
     """Column of the hub's data that names a row; a TSV has `index`. "": the row's number."""
 
@@ -134,6 +136,11 @@ class DatasetBenchmark(ABC):
                 continue
             if case is not None:
                 yield case
+
+    def task(self) -> dict[str, Any]:
+        """Protocol, prompt, part of the data and its fingerprint."""
+        names = ("protocol", "prompt_suffix", "config", "split", *self.asked_by)
+        return {**{name: getattr(self, name) for name in names}, "data": self._rows.fingerprint}
 
     def identifier(self, row: Row) -> str:
         """What names a row."""

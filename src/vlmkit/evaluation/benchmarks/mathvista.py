@@ -65,6 +65,7 @@ class MathVista(DatasetBenchmark):
         "tsv": ("image_path", "answer_option", "unit", "precision", "query", *_METADATA, "skills")
     }
     tsv_name = "MathVista_MINI"
+    asked_by: ClassVar[tuple[str, ...]] = ("form",)
     id_column = "pid"
 
     def __init__(

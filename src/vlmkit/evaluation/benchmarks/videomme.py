@@ -49,6 +49,7 @@ class VideoMME(DatasetBenchmark):
     }
     optional: ClassVar[Mapping[Layout, tuple[str, ...]]] = {"tsv": ("video_path", "subtitle_path")}
     tsv_name = "Video-MME"
+    asked_by: ClassVar[tuple[str, ...]] = ("subtitles",)
     id_column = "question_id"
 
     def __init__(
