@@ -37,6 +37,8 @@ class DatasetBenchmark(ABC):
     name: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "percent"
+    figure_units: ClassVar[Mapping[str, str]] = {}
+    """Units of those figures that are not in the benchmark's own."""
     judge: ClassVar[JudgeUse] = "no"
     resampled: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = PROTOCOLS
@@ -49,6 +51,8 @@ class DatasetBenchmark(ABC):
     """Which of them `all` means; empty: all of them."""
     tsv_names: ClassVar[Mapping[str, str]] = {}
     """VLMEvalKit's file of each configuration, where it has one for each."""
+    paper: ClassVar[Mapping[str, Any]] = {}
+    """Settings that follow a reference where the default departs from it, for numbers to set beside published ones."""
     asked_by: ClassVar[tuple[str, ...]] = ()
     """Further settings that change what is asked (not how it is scored), for the key of the records."""
     id_column: ClassVar[str] = ""

@@ -76,6 +76,7 @@ class MVBench(DatasetBenchmark):
         "tsv": ("index", "video", "question", "candidates", "answer", "task_type"),
     }
     optional: ClassVar[Mapping[Layout, tuple[str, ...]]] = {"tsv": ("prefix",)}
+    paper: ClassVar[Mapping[str, Any]] = {"protocol": "vlmevalkit"}
     tsv_name = "MVBench"
     configs: ClassVar[tuple[str, ...]] = tuple(FOLDERS)
 

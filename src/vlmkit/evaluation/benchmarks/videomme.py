@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlmkit.conversation import VideoPart
 from vlmkit.evaluation.benchmark import Case
@@ -48,6 +48,7 @@ class VideoMME(DatasetBenchmark):
         "tsv": ("index", "video", "question", "candidates", "answer", "duration", *_TABLES),
     }
     optional: ClassVar[Mapping[Layout, tuple[str, ...]]] = {"tsv": ("video_path", "subtitle_path")}
+    paper: ClassVar[Mapping[str, Any]] = {"protocol": "vlmevalkit"}
     tsv_name = "Video-MME"
     asked_by: ClassVar[tuple[str, ...]] = ("subtitles",)
     id_column = "question_id"
