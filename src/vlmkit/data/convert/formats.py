@@ -123,7 +123,7 @@ def from_sharegpt(row: Row, fields: Fields) -> Row:
     for number, turn in enumerate(_list_of(row, fields), start=1):
         value = turn.get("value")
         if not isinstance(value, str):
-            raise DataError(f"turn {number} has no text as 'value'.", reason="bad_turn")
+            raise DataError(f"turn {number} has no text as 'value'. Mend or drop the row.", reason="bad_turn")
         said.append((_speaker(turn, number, "from"), value))
     return _row(row, fields, said, {"image": fields.images(row), "video": _as_list(fields.get(row, "video"))})
 
@@ -158,7 +158,8 @@ def coco_rows(whole: Row, fields: Fields) -> Iterator[tuple[int, object]]:
         image = files.get(caption.get("image_id"))
         if image is None:
             raise DataError(
-                f"image_id {caption.get('image_id')!r} is not among the file's images.", reason="unknown_image"
+                f"image_id {caption.get('image_id')!r} is not among the file's images. Add the image or drop the caption.",
+                reason="unknown_image",
             )
         return {**image, **caption, "image": image.get("file_name"), "question": fields.question}
 
@@ -187,7 +188,9 @@ def _each(entries: object, row: Callable[[Row], Row]) -> Iterator[tuple[int, obj
     for number, entry in enumerate(cast(list[object], entries or []), start=1):
         try:
             if not isinstance(entry, dict):
-                raise DataError(f"the entry is a {type(entry).__name__}, not an object.", reason="not_an_object")
+                raise DataError(
+                    f"the entry is a {type(entry).__name__}, not an object. Mend or drop it.", reason="not_an_object"
+                )
             yield number, row(cast(Row, entry))
         except DataError as error:
             yield number, error
@@ -256,7 +259,9 @@ def _list_of(row: Row, fields: Fields) -> list[Row]:
         )
     for number, message in enumerate(cast(list[object], found), start=1):
         if not isinstance(message, dict):
-            raise DataError(f"turn {number} is a {type(message).__name__}, not an object.", reason="bad_turn")
+            raise DataError(
+                f"turn {number} is a {type(message).__name__}, not an object. Mend or drop the row.", reason="bad_turn"
+            )
     return cast(list[Row], found)
 
 
@@ -274,9 +279,11 @@ def _content(content: object, number: int, listed: dict[str, list[object]], own:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise DataError(f"turn {number} has no text or list of parts as 'content'.", reason="bad_turn")
+        raise DataError(
+            f"turn {number} has no text or list of parts as 'content'. Mend or drop the row.", reason="bad_turn"
+        )
     pieces: list[str] = []
-    for part in _dicts(content, complain=f"turn {number} holds a part that is not an object."):
+    for part in _dicts(content, complain=f"turn {number} holds a part that is not an object. Mend or drop the row."):
         kind = str(part.get("type", "text" if "text" in part else "")).removesuffix("_url")
         if kind == "text" and isinstance(part.get("text"), str):
             pieces.append(_plain(part["text"], number))
