@@ -136,7 +136,7 @@ def test_coco_gives_a_row_a_caption(tmp_path):
     assert done.format == "coco"
     assert rows[0]["image"] == "x.jpg"
     assert said(rows[0]) == [("human", "<image>\nDescribe the image."), ("gpt", "A dog.")]
-    assert done.first["unknown_image"] == [f"{path}:2: image_id 9 is not among the file's images."]
+    assert done.first["unknown_image"] == [f"{path}:2: image_id 9 is not among the file's images. Add the image or drop the caption."]
 
 
 def test_vqa2_joins_questions_and_answers(tmp_path):
