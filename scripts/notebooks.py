@@ -17,10 +17,12 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
 PAGES = REPOSITORY / "build" / "notebooks"
+_NOISE = re.compile(r"\d+%\|.*\||\d+ rows \[\d|TqdmWarning|notebook_tqdm")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -55,15 +57,29 @@ def run(path: Path, directory: Path, *, timeout_seconds: int = 900) -> nbformat.
     """
     notebook = nbformat.read(path, as_version=4)
     commands = write_commands(directory / "bin")
+    config = Config()
+    config.KernelManager.transport = "ipc"  # no port of this machine is opened
     client = NotebookClient(
-        notebook, timeout=timeout_seconds, kernel_name="python3", resources={"metadata": {"path": str(directory)}}
+        notebook,
+        timeout=timeout_seconds,
+        kernel_name="python3",
+        config=config,
+        resources={"metadata": {"path": str(directory)}},
     )
     client.execute(env=environment(commands), cwd=str(directory))
     return notebook
 
 
-def as_markdown(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, bytes]]:
-    """A notebook as Markdown, and its pictures by file name."""
+def as_markdown(
+    notebook: nbformat.NotebookNode, name: str, directory: Path | None = None
+) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown, and its pictures by file name.
+
+    Args:
+        notebook: With outputs, or without.
+        name: Of the page; pictures are named by it.
+        directory: Where it ran; left out of the paths that were printed.
+    """
     pictures: dict[str, bytes] = {}
     pieces: list[str] = []
     for cell in notebook.cells:
@@ -73,27 +89,37 @@ def as_markdown(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[s
         shell = cell.source.startswith("!")
         source = re.sub(r"^!", "", cell.source, flags=re.MULTILINE) if shell else cell.source
         pieces.append(f"```{'bash' if shell else 'python'}\n{source}\n```")
-        pieces += [_output(output, name, pictures) for output in cell.get("outputs", [])]
+        printed = ""
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                printed += output.text
+            else:
+                pieces += [_text(printed, directory), _shown(output, name, pictures, directory)]
+                printed = ""
+        pieces.append(_text(printed, directory))
     return "\n\n".join(piece for piece in pieces if piece) + "\n", pictures
 
 
-def _output(output: Any, name: str, pictures: dict[str, bytes]) -> str:
-    if output.output_type == "stream":
-        return _text(output.text)
+def _shown(output: Any, name: str, pictures: dict[str, bytes], directory: Path | None) -> str:
+    """What a cell shows rather than prints: a picture, a table, a value."""
     data = output.get("data", {})
     if "image/png" in data:
         file = f"{name}-{len(pictures) + 1}.png"
         pictures[file] = base64.b64decode(data["image/png"])
         return f"![output]({file})"
     if "text/html" in data:
-        return re.sub(r"<style scoped>.*?</style>", "", str(data["text/html"]), flags=re.DOTALL).strip()
-    return _text(data.get("text/plain", ""))
+        table = re.sub(r"<style scoped>.*?</style>", "", str(data["text/html"]), flags=re.DOTALL)
+        return re.sub(r"\n\s*\n", "\n", table).strip()
+    return _text(data.get("text/plain", ""), directory)
 
 
-def _text(text: str) -> str:
-    lines = [line.rpartition("\r")[2] for line in _ANSI.sub("", text).rstrip("\r\n").splitlines()]
-    shown = "\n".join(line for line in lines if line.strip() or lines)
-    return f"```text\n{shown}\n```" if shown.strip() else ""
+def _text(text: str, directory: Path | None) -> str:
+    """A block of plain text: without colours, progress bars and where the notebook ran."""
+    if directory is not None:
+        text = text.replace(f"{directory}/", "")
+    lines = [line.rpartition("\r")[2].rstrip() for line in _ANSI.sub("", text).strip("\r\n").splitlines()]
+    lines = [line for line in lines if not _NOISE.search(line)]
+    return "```text\n" + "\n".join(lines) + "\n```" if any(lines) else ""
 
 
 def main(names: list[str]) -> None:
@@ -103,7 +129,7 @@ def main(names: list[str]) -> None:
         if names and path.stem not in names:
             continue
         with tempfile.TemporaryDirectory() as directory:
-            page, pictures = as_markdown(run(path, Path(directory)), path.stem)
+            page, pictures = as_markdown(run(path, Path(directory)), path.stem, Path(directory))
         (PAGES / f"{path.stem}.md").write_text(page, encoding="utf-8")
         for file, content in pictures.items():
             (PAGES / file).write_bytes(content)
