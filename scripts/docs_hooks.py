@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "src"), str(REPOSITORY / "scripts")]
 
 import notebooks  # noqa: E402
-from vlmkit.cli.benchmarks import markdown as benchmarks_table  # noqa: E402
+
 from vlmkit.cli.options import options_table  # noqa: E402
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 _INCLUDE = re.compile(r'^<!-- include (?P<file>\S+)(?: "(?P<heading>[^"]+)")? -->$', flags=re.MULTILINE)
+_SCRIPT = re.compile(r"^<!-- script (?P<file>\S+) -->$", flags=re.MULTILINE)
 _HEADING = re.compile(r"^(?P<marks>#+) +(?P<title>.*?) *$")
 _LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)]*)?\)")
 PLACES = {
@@ -129,5 +130,9 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Put in the sections that the page includes."""
     del config, files
-    made = markdown.replace("<!-- benchmarks -->", benchmarks_table())
-    return with_sections(made, page.file.src_uri)
+    return with_sections(_SCRIPT.sub(_shown, markdown), page.file.src_uri)
+
+
+def _shown(match: re.Match[str]) -> str:
+    """A script of the repository as a block of code."""
+    return f"```bash\n{(REPOSITORY / match['file']).read_text(encoding='utf-8').rstrip()}\n```"

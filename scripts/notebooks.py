@@ -17,7 +17,6 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from traitlets.config import Config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -55,18 +54,32 @@ def run(path: Path, directory: Path, *, timeout_seconds: int = 900) -> nbformat.
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
-    notebook = nbformat.read(path, as_version=4)
+    notebook = with_checks(nbformat.read(path, as_version=4))
     commands = write_commands(directory / "bin")
-    config = Config()
-    config.KernelManager.transport = "ipc"  # no port of this machine is opened
     client = NotebookClient(
         notebook,
         timeout=timeout_seconds,
+        startup_timeout=300,  # a busy machine starts a kernel slowly
         kernel_name="python3",
-        config=config,
         resources={"metadata": {"path": str(directory)}},
     )
     client.execute(env=environment(commands), cwd=str(directory))
+    return notebook
+
+
+def with_checks(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook with a check after each shell command: IPython goes on where one fails.
+
+    A cell whose command is meant to fail has the tag `exits-1`.
+    """
+    cells: list[nbformat.NotebookNode] = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "code" and cell.source.startswith("!"):
+            wanted = 1 if "exits-1" in cell.metadata.get("tags", []) else 0
+            told = f"assert _exit_code == {wanted}, 'exit status ' + str(_exit_code)"
+            cells.append(nbformat.v4.new_code_cell(told, metadata={"check": True}))
+    notebook.cells = cells
     return notebook
 
 
@@ -83,6 +96,8 @@ def as_markdown(
     pictures: dict[str, bytes] = {}
     pieces: list[str] = []
     for cell in notebook.cells:
+        if cell.metadata.get("check"):
+            continue
         if cell.cell_type == "markdown":
             pieces.append(cell.source)
             continue
