@@ -96,7 +96,12 @@ def _relinked(text: str, file: str, page: str) -> str:
 def made_pages() -> dict[str, str | bytes]:
     """Pages (and pictures) that stand in no file: path under docs/ and content."""
     options = "# Options\n\n" + section("README.md", "Options").split("<!-- options", 1)[0] + "\n" + options_table()
-    options = re.sub(r"^\*\*(.+?)\*\*(.*)$", r"## \1\n\n\1\2", options, flags=re.MULTILINE)
+    options = re.sub(
+        r"^\*\*(.+?)\*\*(.*)$",
+        lambda m: f"## {m[1]}" + (f"\n\n{m[1]}{m[2]}" if m[2] else ""),
+        options,
+        flags=re.MULTILINE,
+    )
     found: dict[str, str | bytes] = {
         "options.md": re.sub(r"^(## .*)$", lambda match: match[1].replace("`", ""), options, flags=re.MULTILINE),
         "changes.md": section("CHANGELOG.md", None),

@@ -136,7 +136,9 @@ def test_coco_gives_a_row_a_caption(tmp_path):
     assert done.format == "coco"
     assert rows[0]["image"] == "x.jpg"
     assert said(rows[0]) == [("human", "<image>\nDescribe the image."), ("gpt", "A dog.")]
-    assert done.first["unknown_image"] == [f"{path}:2: image_id 9 is not among the file's images. Add the image or drop the caption."]
+    assert done.first["unknown_image"] == [
+        f"{path}:2: image_id 9 is not among the file's images. Add the image or drop the caption."
+    ]
 
 
 def test_vqa2_joins_questions_and_answers(tmp_path):
@@ -266,7 +268,11 @@ def test_the_system_text_of_a_row_stands_before_its_turns_once(tmp_path, key):
 
 
 def test_markers_that_another_tool_fills_are_refused(tmp_path):
-    boxes = {**chat("<image>Where is <ref-object>?", "<bbox>"), "images": ["a.jpg"], "objects": {"bbox": [[1, 2, 3, 4]]}}
+    boxes = {
+        **chat("<image>Where is <ref-object>?", "<bbox>"),
+        "images": ["a.jpg"],
+        "objects": {"bbox": [[1, 2, 3, 4]]},
+    }
     source = lines(tmp_path / "swift.jsonl", chat("Hi", "Ho"), boxes, chat("I typed <bbox>", "Fine"))
     rows, done = convert(tmp_path, source)
     assert len(rows) == 2

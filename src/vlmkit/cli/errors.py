@@ -42,7 +42,7 @@ put in. A message about a row begins with its file and row, `train.jsonl:17:`. A
 report it.
 
 A mistyped key, group choice or name is answered with the nearest that exists. A value that cannot be is told with its key
-first: `optim: OptimPlan refused its settings: optim.lr must not be negative, got -1`.
+first: `optim: OptimizerPlan refused its settings: optim.lr must not be negative, got -1`.
 """
 
 _NOT_TOLD = {("evaluation", "scorers")}
