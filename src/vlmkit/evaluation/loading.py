@@ -260,9 +260,11 @@ def _from_json(path: Path, place: DataPlace) -> Rows:
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: not a JSON file ({error}).", reason="unreadable") from error
+        raise DataError(f"{path}: not a JSON file ({error}). Download it again.", reason="unreadable") from error
     if not isinstance(found, list) or not found or not all(isinstance(row, dict) for row in cast("list[Any]", found)):
-        raise DataError(f"{path}: not a list of JSON objects; {place.name} has one.", reason="unreadable")
+        raise DataError(
+            f"{path}: not a list of JSON objects; {place.name} has one. Download it again.", reason="unreadable"
+        )
     rows = cast("list[dict[str, Any]]", found)
     place.check(str(path), "hub", sorted(set[str]().union(*rows)))
 
