@@ -82,7 +82,7 @@ class DataPlace:
         if missing := sorted(set(self.columns.get(layout, ())) - set(found)):
             raise DataError(
                 f"{where}: lacks the columns {', '.join(missing)}; found {', '.join(found)}. "
-                f"Is it the data of another benchmark than {self.name}?",
+                f"Is it the data of another benchmark than {self.name}? Check data_root.",
                 reason="columns",
             )
 
@@ -227,7 +227,7 @@ def _from_parquet(files: Sequence[Path], place: DataPlace) -> Rows:
                 num_rows += int(file.metadata.num_rows)
             told.update(_footer(path))
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{path}: not a Parquet file ({error}).", reason="unreadable") from error
+            raise DataError(f"{path}: not a Parquet file ({error}). Download it again.", reason="unreadable") from error
 
     def read() -> Iterator[Row]:
         number = 0
@@ -268,9 +268,11 @@ def _from_json(path: Path, place: DataPlace) -> Rows:
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: not a JSON file ({error}).", reason="unreadable") from error
+        raise DataError(f"{path}: not a JSON file ({error}). Download it again.", reason="unreadable") from error
     if not isinstance(found, list) or not found or not all(isinstance(row, dict) for row in cast("list[Any]", found)):
-        raise DataError(f"{path}: not a list of JSON objects; {place.name} has one.", reason="unreadable")
+        raise DataError(
+            f"{path}: not a list of JSON objects; {place.name} has one. Download it again.", reason="unreadable"
+        )
     rows = cast("list[dict[str, Any]]", found)
     place.check(str(path), "hub", sorted(set[str]().union(*rows)))
 
@@ -342,9 +344,11 @@ def _scan_tsv(path: Path, place: DataPlace) -> tuple[list[str], int, set[str], s
                 referred.add(image)
             told.update(json.dumps([value for name, value in values.items() if name != "image"]).encode())
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a TSV file ({error}).", reason="unreadable") from error
+        raise DataError(f"{path}: not a TSV file ({error}). Download it again.", reason="unreadable") from error
     if not header:
-        raise DataError(f"{path}: a TSV file without rows; {place.name} has some.", reason="unreadable")
+        raise DataError(
+            f"{path}: a TSV file without rows; {place.name} has some. Download it again.", reason="unreadable"
+        )
     return header, num_rows, referred, told.hexdigest()
 
 
@@ -369,7 +373,9 @@ def _chosen(folders: Sequence[Path], place: DataPlace) -> Path:
         own = [path for path in mine if place.config in path.parts]
         mine = own if place.apart else own or mine
     if not mine and (place.apart or len(folders) > 1):
-        raise ConfigError(f"data_root={place.data_root}: none of {', '.join(map(str, folders))} is the {_part(place)}.")
+        raise ConfigError(
+            f"data_root={place.data_root}: none of {', '.join(map(str, folders))} is the {_part(place)}. Name the folder of that one."
+        )
     return (mine or list(folders))[0]
 
 
