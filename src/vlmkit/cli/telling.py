@@ -71,6 +71,10 @@ def end_table(report: Mapping[str, Any], groups: Mapping[str, tuple[int, float]]
     if strange := report["losses"]["skipped_steps"] + report["losses"]["loss_spikes"]:
         rows.append(("strange losses", f"{strange}, in {run_dir / 'suspects.jsonl'}"))
     rows.append(("model", f"{run_dir / 'hf'} (reopened with plain transformers: same tensors, logits and text)"))
+    if (best := report["best"]) and best["export"]:
+        rows.append(
+            ("best model", f"{best['export']} ({best['metric']} {_number(best['value'])} at step {best['step']})")
+        )
     rows += [(name, str(run_dir / file)) for name, file in _FILES.items() if (run_dir / file).exists()]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
