@@ -89,9 +89,9 @@ def run_ranks(
     return end_ranks(start_ranks(trainer, *overrides, output=output, first=first), output=output, status=status)
 
 
-def run(*overrides: str, output: Path, status: int = 0) -> str:
+def run(*overrides: str, output: Path, status: int = 0, variables: Mapping[str, str] | None = None) -> str:
     """Run it to its end; what it printed."""
-    process = start(*overrides, output=output)
+    process = start(*overrides, output=output, variables=variables)
     process.join(120)
     assert process.exitcode == status, output.read_text()
     return output.read_text()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from vlmkit.config import build
 from vlmkit.errors import ConfigError
 from vlmkit.training.callbacks.steplog import wait_in_words
 
-_EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+_INSTALLED_BY = {"tensorboard": "'vlmkit[tensorboard]'", "mlflow": "'vlmkit[mlflow]'"}
 
 
 def make_loggers(nodes: DictConfig) -> list[Logger]:
@@ -29,12 +29,28 @@ def make_loggers(nodes: DictConfig) -> list[Logger]:
         try:
             made.append(build(node, cast(Any, Logger)))
         except ImportError as error:
-            package = _EXTRAS.get(str(name), str(name))
             raise ConfigError(
-                f"logger={name}: it needs the package {package}, which is not installed. pip install 'vlmkit[{package}]', or "
-                "choose logger=csv or logger=none (train.jsonl is always written)."
+                f"logger={name}: it needs the package {name}, which is not installed. pip install "
+                f"{_INSTALLED_BY.get(str(name), name)}, or choose logger=csv or logger=none (train.jsonl is always written)."
             ) from error
     return made
+
+
+def start_loggers(loggers: Iterable[Logger]) -> None:
+    """Let loggers open what they write to, before anything is trained; on the first rank.
+
+    Raises:
+        ConfigError: one cannot: nobody has logged in, or its server or place cannot be reached.
+    """
+    for logger in loggers:
+        try:
+            _ = logger.experiment  # Lightning opens it when it is first asked for
+        except Exception as error:
+            told = (str(error).strip().splitlines() or [""])[0]
+            raise ConfigError(
+                f"logger: {type(logger).__name__} could not be started ({type(error).__name__}: {told}). Weights & Biases: log in "
+                "with `wandb login`, or write to the disk with WANDB_MODE=offline; else choose another logger=, such as csv."
+            ) from error
 
 
 def end_table(report: Mapping[str, Any], groups: Mapping[str, tuple[int, float]], run_dir: Path) -> str:

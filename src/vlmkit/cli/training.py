@@ -24,7 +24,7 @@ from vlmkit import __version__
 from vlmkit.batch import Batch
 from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
 from vlmkit.cli.ranks import launch_name, part, use_command
-from vlmkit.cli.telling import end_table, make_loggers
+from vlmkit.cli.telling import end_table, make_loggers, start_loggers
 from vlmkit.cli.validating import held_out_data, make_data, make_validator
 from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over, this_job
 from vlmkit.data.datamodule import PackedDataModule
@@ -52,7 +52,8 @@ from vlmkit.training.callbacks.validator import Validator
 from vlmkit.training.flops import FlopCount, count_flops, peak_flops
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
-from vlmkit.training.shards import check_whole, gather_model, load_weights
+from vlmkit.training.proof import probe_losses, prove_collected
+from vlmkit.training.shards import check_whole, gather_model, is_shared, load_weights
 from vlmkit.training.state import RunState, checkpoint_name, find_checkpoint, meta_file, newest_checkpoint, read_state
 from vlmkit.training.steplines import read_lines
 from vlmkit.training.strategy import ShardedStrategy
@@ -134,6 +135,8 @@ def fit_and_export(run: Run, started: float) -> str | None:
         print(f"Nothing is left to train: {run.checkpoint} is at the end of its plan.")
         take_up_end(run, module, watchers)
     else:
+        if first_rank:
+            start_loggers(run.trainer.loggers)
         run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
     if (stopped_by := watchers.checkpointer.stopped_by) is not None:
         run.interrupted = (
@@ -162,15 +165,20 @@ def export(run: Run, module: TrainingModule, directory: Path, *, trained: dict[s
         directory: Of the export.
         trained: For `vlmkit.json`: what else is to be said of how it was trained.
     """
+    shared = is_shared(module)
+    losses = probe_losses(module, run.processor, run.trainer.precision_plugin.forward_context()) if shared else None
     model = gather_model(module.packed.hf, merge=run.lora.merge if run.lora else None)
     if model is None or not run.trainer.is_global_zero:
         return
-    if run.lora and not isinstance(run.trainer.strategy, ShardedStrategy):
+    if run.lora and not shared:
         prove_merge(module.packed.hf, model)
     told = provenance(run)
     told["trained"] |= trained
     save_hf(model=model, processor=run.processor, directory=directory, provenance=told)
     prove_export(directory, model=model, processor=run.processor)
+    if losses is not None:
+        worst = prove_collected(model, losses, run.processor)
+        print(f"{directory}: collected from {run.trainer.world_size} ranks; losses of a probe differ by {worst:.1g}.")
 
 
 def export_best(run: Run, module: TrainingModule, validator: Validator | None) -> Path | None:

@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 
 from vlmkit.errors import CheckpointError
 from vlmkit.storage import sync_to_disk
+from vlmkit.training.ranks import gather
 from vlmkit.training.state import META_FILE
 
 _TENSORS_FILE = ".metadata"
@@ -47,6 +48,11 @@ _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 def is_sharded(path: Path) -> bool:
     """Whether a path is a finished sharded checkpoint."""
     return (path / META_FILE).is_file() and (path / _TENSORS_FILE).is_file()
+
+
+def is_shared(module: nn.Module) -> bool:
+    """Whether ranks share the parameters of a model."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -73,18 +79,35 @@ def save_shards(path: Path, *, module: nn.Module, optimizers: Sequence[Optimizer
         module: Its trained parameters are written.
         optimizers: Their state is written.
         rest: Plain values and small tensors, written by rank 0.
+
+    Raises:
+        OSError, CheckpointException: the disk of any rank refuses it; on every rank.
     """
-    first = dist.get_rank() == 0
-    if first:
+
+    def begin() -> None:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
-    dist.barrier()
-    save(_state(module, optimizers), checkpoint_id=path)
-    if first:
+
+    def finish() -> None:
         torch.save(rest, path / META_FILE)
         sync_to_disk(path / META_FILE)
         sync_to_disk(path)
-    dist.barrier()
+
+    _by_first(begin)
+    save(_state(module, optimizers), checkpoint_id=path)
+    _by_first(finish)
+
+
+def _by_first(write: Callable[[], object]) -> None:
+    """Let rank 0 write; what goes wrong is raised on every rank, so that none waits for another."""
+    error = None
+    if dist.get_rank() == 0:
+        try:
+            write()
+        except (OSError, RuntimeError) as found:  # torch's writer of archives turns the former into the latter
+            error = str(found)
+    if (told := gather(error)[0]) is not None:
+        raise OSError(told)
 
 
 def load_shards(path: Path, *, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
@@ -196,9 +219,8 @@ def load_weights(path: Path, module: nn.Module, *, averages: bool = False) -> No
         return
     told = check_names(path, set(tensors))
     averaged = averages and any(name.startswith(f"{AVERAGES}.") for name in told)
-    shared = any(isinstance(tensor, DTensor) for tensor in tensors.values())
     with _alone():
-        load({AVERAGES if averaged else "model": tensors}, checkpoint_id=path, no_dist=not shared)
+        load({AVERAGES if averaged else "model": tensors}, checkpoint_id=path, no_dist=not is_shared(module))
 
 
 def check_whole(path: Path) -> None:
@@ -274,7 +296,7 @@ def gather_model(hf: Any, *, merge: Merge | None = None) -> Any | None:
     Returns:
         `hf` itself where nothing of it is sharded or to be merged; None on other ranks.
     """
-    if merge is None and not any(isinstance(parameter, DTensor) for parameter in hf.parameters()):
+    if merge is None and not is_shared(hf):
         return hf
     first = not dist.is_initialized() or dist.get_rank() == 0
     tensors: dict[str, Tensor] = {}
