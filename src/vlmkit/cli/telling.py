@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 from vlmkit.config import build
@@ -36,8 +37,9 @@ def make_loggers(nodes: DictConfig) -> list[Logger]:
     return made
 
 
-def start_loggers(loggers: Iterable[Logger]) -> None:
-    """Let loggers open what they write to, before anything is trained; on the first rank.
+@contextmanager
+def opened(loggers: Sequence[Logger]) -> Generator[None]:
+    """Let loggers open what they write to before anything is trained, and close it afterwards; on the first rank.
 
     Raises:
         ConfigError: one cannot: nobody has logged in, or its server or place cannot be reached.
@@ -51,6 +53,14 @@ def start_loggers(loggers: Iterable[Logger]) -> None:
                 f"logger: {type(logger).__name__} could not be started ({type(error).__name__}: {told}). Weights & Biases: log in "
                 "with `wandb login`, or write to the disk with WANDB_MODE=offline; else choose another logger=, such as csv."
             ) from error
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):  # else the next job of a sweep would go on in the same run
+                logger.experiment.finish(exit_code=status)
 
 
 def end_table(report: Mapping[str, Any], groups: Mapping[str, tuple[int, float]], run_dir: Path) -> str:

@@ -24,7 +24,7 @@ from vlmkit import __version__
 from vlmkit.batch import Batch
 from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
 from vlmkit.cli.ranks import launch_name, part, use_command
-from vlmkit.cli.telling import end_table, make_loggers, start_loggers
+from vlmkit.cli.telling import end_table, make_loggers, opened
 from vlmkit.cli.validating import held_out_data, make_data, make_validator
 from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over, this_job
 from vlmkit.data.datamodule import PackedDataModule
@@ -56,7 +56,6 @@ from vlmkit.training.proof import probe_losses, prove_collected
 from vlmkit.training.shards import check_whole, gather_model, is_shared, load_weights
 from vlmkit.training.state import RunState, checkpoint_name, find_checkpoint, meta_file, newest_checkpoint, read_state
 from vlmkit.training.steplines import read_lines
-from vlmkit.training.strategy import ShardedStrategy
 from vlmkit.training.together import together
 
 TAKEN_OVER = ("data", "model")
@@ -135,9 +134,8 @@ def fit_and_export(run: Run, started: float) -> str | None:
         print(f"Nothing is left to train: {run.checkpoint} is at the end of its plan.")
         take_up_end(run, module, watchers)
     else:
-        if first_rank:
-            start_loggers(run.trainer.loggers)
-        run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
+        with opened(run.trainer.loggers if first_rank else []):
+            run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
     if (stopped_by := watchers.checkpointer.stopped_by) is not None:
         run.interrupted = (
             f"{stopped_by}: saved after step {watchers.checkpointer.step} in {watchers.checkpointer.directory}. Continue with "
