@@ -46,7 +46,7 @@ def opened(loggers: Sequence[Logger]) -> Generator[None]:
     """
     for logger in loggers:
         try:
-            _ = logger.experiment  # Lightning opens it when it is first asked for
+            _ = cast(Any, logger).experiment  # Lightning opens it when it is first asked for
         except Exception as error:
             told = (str(error).strip().splitlines() or [""])[0]
             raise ConfigError(
