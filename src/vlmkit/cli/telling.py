@@ -50,8 +50,8 @@ def opened(loggers: Sequence[Logger]) -> Generator[None]:
         except Exception as error:
             told = (str(error).strip().splitlines() or [""])[0]
             raise ConfigError(
-                f"logger: {type(logger).__name__} could not be started ({type(error).__name__}: {told}). Weights & Biases: log in "
-                "with `wandb login`, or write to the disk with WANDB_MODE=offline; else choose another logger=, such as csv."
+                f"logger: {type(logger).__name__} could not be started ({type(error).__name__}: {told}). Choose another logger=, "
+                "such as csv; for Weights & Biases log in with `wandb login`, or write to the disk with WANDB_MODE=offline."
             ) from error
     status = 1
     try:

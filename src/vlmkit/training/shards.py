@@ -230,7 +230,9 @@ def check_whole(path: Path) -> None:
         CheckpointError: it is not.
     """
     if path.is_dir() and not is_sharded(path):
-        raise CheckpointError(f"{path}: not a whole sharded checkpoint (it lacks {META_FILE} or {_TENSORS_FILE}).")
+        raise CheckpointError(
+            f"{path}: not a whole sharded checkpoint (it lacks {META_FILE} or {_TENSORS_FILE}). Resume from another one."
+        )
 
 
 def check_names(path: Path, wanted: set[str]) -> set[str]:
@@ -249,7 +251,7 @@ def _check_equal(path: Path, found: set[str], wanted: set[str]) -> None:
         raise CheckpointError(
             f"{path}: holds {len(found - wanted)} tensors that are not trained here "
             f"(first: {min(found - wanted, default='-')}) and lacks {len(wanted - found)} that are "
-            f"(first: {min(wanted - found, default='-')}). Another freeze= or model= wrote it."
+            f"(first: {min(wanted - found, default='-')}). Another freeze= or model= wrote it: set them back, or start a new run with init_from=."
         )
 
 
