@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from vlmkit.batch import Batch, MaskedRow
 from vlmkit.errors import DataError, Origin
+from vlmkit.training.state import meta_file
 
 NUM_NAMED = 5
 
@@ -79,7 +80,7 @@ class BadMedia(Callback):
 
     def take_up(self, checkpoint: Path) -> None:
         """Read the list of a run that has nothing left to train."""
-        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        content = torch.load(meta_file(checkpoint), map_location="cpu", mmap=True, weights_only=True)
         self.load_state_dict(content.get("callbacks", {}).get(self.state_key, {"rows": []}))
 
     def _too_many(self, most: int) -> DataError:
