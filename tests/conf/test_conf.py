@@ -346,3 +346,17 @@ def test_numbers_of_the_run_are_checked_before_anything_is_read(override, tmp_pa
     assert errors.startswith(f"vlmkit-train: {key}={value}: wanted a whole number")
     assert "Error executing" not in errors
     assert "Traceback" not in errors
+
+
+def test_an_optimiser_that_the_command_line_names_is_left_to_be_made():
+    """As composed, where no new key may be added."""
+    import torch
+
+    from vlmkit.cli.training import optimizer_node
+    from vlmkit.config import build
+    from vlmkit.training.optim import OptimizerPlan
+
+    node = composed("train", "optim.optimizer={_target_: torch.optim.SGD, momentum: 0.9}").optim
+    plan = build(optimizer_node(node), OptimizerPlan)
+    assert (plan.optimizer.func, plan.optimizer.keywords) == (torch.optim.SGD, {"momentum": 0.9})
+    assert "_partial_" not in node.optimizer, "what is saved with the run is what was given"
