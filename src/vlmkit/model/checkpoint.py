@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from vlmkit import __version__
 from vlmkit.errors import CheckpointError
+from vlmkit.model.families import family_of
 from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash
 from vlmkit.processing.processor import Processor
 from vlmkit.storage import aside_of, sync_to_disk
@@ -26,9 +27,7 @@ KEY_LAYOUT = "transformers-5"
 """Tag of the names in the state dict; another library version may rename them."""
 
 
-def save_hf(
-    *, model: Qwen3VLForConditionalGeneration, processor: Processor, directory: Path, provenance: dict[str, Any]
-) -> Path:
+def save_hf(*, model: PreTrainedModel, processor: Processor, directory: Path, provenance: dict[str, Any]) -> Path:
     """Write model, processor, template, pixel limits and `vlmkit.json`; the directory appears whole or not at all.
 
     Args:
@@ -80,9 +79,7 @@ def check_replaceable(directory: Path) -> None:
         raise CheckpointError(f"{directory}: is a file. Name a directory.")
 
 
-def describe(
-    model: Qwen3VLForConditionalGeneration, processor: Processor, provenance: dict[str, Any]
-) -> dict[str, Any]:
+def describe(model: PreTrainedModel, processor: Processor, provenance: dict[str, Any]) -> dict[str, Any]:
     """The content of `vlmkit.json`."""
     return {
         "schema": SCHEMA,
@@ -118,7 +115,7 @@ def read_provenance(directory: Path) -> dict[str, Any] | None:
     return content
 
 
-def prove_export(directory: Path, *, model: Qwen3VLForConditionalGeneration, processor: Processor) -> None:
+def prove_export(directory: Path, *, model: PreTrainedModel, processor: Processor) -> None:
     """Reopen the directory with plain transformers and compare: names, hashes, logits, greedy text.
 
     Args:
@@ -149,7 +146,7 @@ def prove_export(directory: Path, *, model: Qwen3VLForConditionalGeneration, pro
     finally:
         for module, mode in training.items():
             module.training = mode
-    limits = Processor(reprocessor, positions_per_side=processor.geometry.positions_per_side).limits()
+    limits = Processor(reprocessor, positions_per_side=None).limits()
     if limits != processor.limits():
         raise CheckpointError(f"{directory}: its pixel limits read back as {limits}, saved were {processor.limits()}.")
 
@@ -219,12 +216,12 @@ def _probes(processor: Any) -> list[dict[str, Tensor]]:
     ]
 
 
-def _saved_tensors(model: Qwen3VLForConditionalGeneration) -> dict[str, Tensor]:
-    """What `save_pretrained` writes: a tied head is not written twice."""
-    state = model.state_dict()
+def _saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What `save_pretrained` writes: a tied head is not written twice, and a family's files may have a form of their own."""
+    state, family = model.state_dict(), family_of(model)
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    return state
+    return {name: family.to_file(name, tensor) for name, tensor in state.items()}
 
 
 def _drop_runtime_settings(path: Path) -> None:
