@@ -221,7 +221,7 @@ def _saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     state, family = model.state_dict(), family_of(model)
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    return {name: family.to_file(name, tensor) for name, tensor in state.items()}
+    return dict(family.to_file(name, tensor) for name, tensor in state.items())
 
 
 def _drop_runtime_settings(path: Path) -> None:

@@ -54,6 +54,7 @@ class Family:
         heads_fill_width: The heads of the language model are together as wide as it is; their size is no setting.
         linear_attention: Some layers of the language model carry a state along the row.
         experts: Some layers of the language model send each token to a few of many MLPs.
+        file_prefixes: Beginnings of names that `save_pretrained` writes in another way, and that way.
         transposed: Ends of names whose tensors lie in files with their last two dimensions swapped.
         unread: Beginnings of names that files hold and no model of transformers takes.
         liger: The norms and MLPs of its language model are the ones that Liger's kernels compute.
@@ -71,6 +72,7 @@ class Family:
     heads_fill_width: bool = False
     linear_attention: bool = False
     experts: bool = False
+    file_prefixes: Mapping[str, str] = field(default_factory=dict[str, str])
     transposed: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     liger: bool = False
@@ -87,10 +89,12 @@ class Family:
         """Shape that a tensor of the model has in the files of its family."""
         return [*shape[:-2], shape[-1], shape[-2]] if name.endswith(self.transposed or ("\n",)) else shape
 
-    def to_file(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor of the model as `save_pretrained` writes it."""
+    def to_file(self, name: str, tensor: Tensor) -> tuple[str, Tensor]:
+        """Name and tensor as `save_pretrained` writes them."""
+        prefix = next((prefix for prefix in self.file_prefixes if name.startswith(prefix)), "")
+        there = self.file_prefixes.get(prefix, "") + name.removeprefix(prefix)
         swapped = self.stored_shape(name, list(tensor.shape))
-        return tensor if list(tensor.shape) == swapped else tensor.transpose(-1, -2).contiguous()
+        return there, tensor if list(tensor.shape) == swapped else tensor.transpose(-1, -2).contiguous()
 
 
 _PREFIXES: dict[str, Part] = {
@@ -164,6 +168,7 @@ QWEN2_5_VL = Family(
     unfit={"qwen3": _NORMS, "qwen3_vl_text": _NORMS},
     windows=True,
     heads_fill_width=True,
+    file_prefixes={"model.visual.": "visual.", "model.language_model.": "model."},
 )
 QWEN3_5 = Family(
     name="qwen3_5",
