@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers import __version__ as transformers_version
@@ -17,12 +18,14 @@ from transformers import __version__ as transformers_version
 from vlmkit import __version__
 from vlmkit.errors import CheckpointError
 from vlmkit.model.families import family_of
-from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash
+from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash, weight_files
 from vlmkit.processing.processor import Processor
 from vlmkit.storage import aside_of, sync_to_disk
 
 PROVENANCE_FILE = "vlmkit.json"
 SCHEMA = "vlmkit.model/1"
+_SHARD = "4GB"
+"""Of weights that are written twice: so much more memory is needed."""
 KEY_LAYOUT = "transformers-5"
 """Tag of the names in the state dict; another library version may rename them."""
 
@@ -48,7 +51,7 @@ def save_hf(*, model: PreTrainedModel, processor: Processor, directory: Path, pr
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        model.save_pretrained(aside)
+        _write_weights(model, aside)
         processor.save(aside)
         _drop_runtime_settings(aside / "config.json")
         text = json.dumps(describe(model, processor, provenance), indent=1, default=str)
@@ -222,6 +225,18 @@ def _saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     return dict(family.to_file(name, tensor) for name, tensor in state.items())
+
+
+def _write_weights(model: PreTrainedModel, directory: Path) -> None:
+    """As `save_pretrained` does; then, shard by shard, in the form that the family's published files have."""
+    family = family_of(model)
+    if not family.transposed:
+        model.save_pretrained(directory)
+        return
+    model.save_pretrained(directory, max_shard_size=_SHARD)
+    for path in weight_files(directory):
+        tensors = {name: family.swapped(name, tensor) for name, tensor in load_file(path).items()}
+        save_file(tensors, path, {"format": "pt"})
 
 
 def _drop_runtime_settings(path: Path) -> None:

@@ -55,7 +55,8 @@ class Family:
         linear_attention: Some layers of the language model carry a state along the row.
         experts: Some layers of the language model send each token to a few of many MLPs.
         file_prefixes: Beginnings of names that `save_pretrained` writes in another way, and that way.
-        transposed: Ends of names whose tensors lie in files with their last two dimensions swapped.
+        transposed: Ends of names whose tensors lie in published files with their last two dimensions swapped. Other readers
+            than transformers know no other form; `save_pretrained` writes the model's own.
         unread: Beginnings of names that files hold and no model of transformers takes.
         liger: The norms and MLPs of its language model are the ones that Liger's kernels compute.
     """
@@ -90,11 +91,14 @@ class Family:
         return [*shape[:-2], shape[-1], shape[-2]] if name.endswith(self.transposed or ("\n",)) else shape
 
     def to_file(self, name: str, tensor: Tensor) -> tuple[str, Tensor]:
-        """Name and tensor as `save_pretrained` writes them."""
+        """Name and tensor of the model as they lie in files."""
         prefix = next((prefix for prefix in self.file_prefixes if name.startswith(prefix)), "")
-        there = self.file_prefixes.get(prefix, "") + name.removeprefix(prefix)
-        swapped = self.stored_shape(name, list(tensor.shape))
-        return there, tensor if list(tensor.shape) == swapped else tensor.transpose(-1, -2).contiguous()
+        return self.file_prefixes.get(prefix, "") + name.removeprefix(prefix), self.swapped(name, tensor)
+
+    def swapped(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor in the form that the family's files have; of the model's own form where it is square, as transformers."""
+        same = list(tensor.shape) == self.stored_shape(name, list(tensor.shape))
+        return tensor if same else tensor.transpose(-1, -2).contiguous()
 
 
 _PREFIXES: dict[str, Part] = {

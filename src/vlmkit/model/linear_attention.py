@@ -1,13 +1,13 @@
 """Layers that carry a state along the row: in a packed row, each segment begins with an empty one.
 
-The stock layer has no notion of segments on a CPU: told of them, it ignores them and says nothing, and a sample would
-begin with what its neighbour left in the state and in the short convolution. So the stock layer runs segment by
-segment; segments of one length share a call.
+The stock layer keeps segments apart only where the kernels of flash-linear-attention are installed, and refuses to be
+told of them elsewhere; not told, a sample would begin with what its neighbour left in the state and in the short
+convolution. So the stock layer runs segment by segment, each in a call of its own: bit for bit what it computes of the
+segment alone, with whatever kernels there are.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from types import MethodType
 from typing import Any
@@ -52,12 +52,4 @@ def _forward(
     stock = type(layer).forward
     if seqlens is None:
         return stock(layer, hidden_states, cache_params=cache_params, attention_mask=attention_mask, **rest)
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for number, length in enumerate(seqlens):
-        by_length[length].append(number)
-    segments = hidden_states[0].split(list(seqlens))
-    found: dict[int, Tensor] = {}
-    for numbers in by_length.values():
-        batch = stock(layer, torch.stack([segments[number] for number in numbers]))
-        found.update(zip(numbers, batch.unbind(0), strict=True))
-    return torch.cat([found[number] for number in range(len(seqlens))])[None]
+    return torch.cat([stock(layer, segment) for segment in hidden_states.split(list(seqlens), dim=1)], dim=1)
