@@ -302,3 +302,96 @@ def test_other_families_are_refused_by_name(tmp_path):
         AssemblyError, match=r"is a qwen3_5_moe; supported: qwen3_vl, qwen3_vl_moe, qwen2_5_vl, qwen3_5\.$"
     ):
         WholeCheckpoint(path=Path(tmp_path), processor=None).config()
+
+
+PUBLISHED = {
+    "qwen2_5_vl": {"hidden_size": 2048, "num_attention_heads": 16, "rope": {"mrope_section": [16, 24, 24]}},
+    "qwen3_vl": {
+        "hidden_size": 2048,
+        "num_attention_heads": 16,
+        "head_dim": 128,
+        "rope": {"mrope_section": [24, 20, 20]},
+    },
+    "qwen3_vl_moe": {
+        "hidden_size": 2048,
+        "num_attention_heads": 32,
+        "head_dim": 128,
+        "rope": {"mrope_section": [24, 20, 20]},
+    },
+    "qwen3_5": {
+        "hidden_size": 4096,
+        "num_attention_heads": 16,
+        "head_dim": 256,
+        "rope": {"mrope_section": [11, 11, 10]},
+    },
+}
+LANGUAGE_MODELS = {
+    "qwen3": {"head_dim": 128, "hidden_size": 1024, "num_attention_heads": 16},
+    "qwen2": {"hidden_size": 1536, "num_attention_heads": 12},
+    "qwen2_small": {"model_type": "qwen2", "hidden_size": 896, "num_attention_heads": 14},
+    "qwen3_moe": {"head_dim": 128, "hidden_size": 2048, "num_attention_heads": 32},
+    "qwen3_5_text": {"head_dim": 256, "hidden_size": 4096, "num_attention_heads": 16, "partial": 0.25},
+    "llama": {"head_dim": 128, "hidden_size": 4096, "num_attention_heads": 32},
+}
+FITS = {("qwen3_vl", "qwen3"), ("qwen2_5_vl", "qwen2"), ("qwen3_5", "qwen3_5_text")}
+REASONS = {
+    (
+        "qwen3_vl",
+        "qwen2",
+    ): r"does not fit a qwen3_vl template: its queries and keys are not normalised.*Use a Qwen2\.5-VL",
+    ("qwen3_vl", "qwen2_small"): "its queries and keys are not normalised",
+    ("qwen3_vl", "qwen3_moe"): r"its layers hold many MLPs.*trained whole: model=qwen3_vl_30b_a3b",
+    ("qwen2_5_vl", "qwen3"): r"its queries and keys are normalised.*Use a Qwen3-VL",
+    (
+        "qwen2_5_vl",
+        "qwen2_small",
+    ): r"its head size 64 does not fit the template's mrope_section \[16, 24, 24\], which makes 128",
+    ("qwen3_vl_moe", "qwen3"): r"its layers hold one MLP.*Use a dense Qwen3-VL",
+}
+PAIRS = [(template, language) for template in PUBLISHED for language in LANGUAGE_MODELS]
+
+
+@pytest.mark.parametrize(("template", "language"), PAIRS, ids="-".join)
+def test_a_pair_fits_or_is_refused_with_the_reason(template, language):
+    """Every template with every kind of language model, by their configs alone."""
+    from vlmkit.model.merge import check_fit
+
+    def config(settings, kind):
+        rope = {"rope_type": "default", "rope_theta": 1e6, **settings.get("rope", {})}
+        rope |= {"partial_rotary_factor": settings["partial"]} if "partial" in settings else {}
+        return {"model_type": kind, "num_hidden_layers": 28, **settings, "rope_parameters": rope}
+
+    vision = {"model_type": f"{template}_vision", "patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2}
+    whole = {
+        "model_type": template,
+        "vision_config": vision,
+        "text_config": config(PUBLISHED[template], f"{template}_text"),
+    }
+    if (template, language) in FITS:
+        check_fit(whole, vision, config(LANGUAGE_MODELS[language], language))
+        return
+    reason = REASONS.get((template, language), "it is another architecture than the template's language model")
+    with pytest.raises(AssemblyError, match=rf"^model\.language_model: .*{reason}"):
+        check_fit(whole, vision, config(LANGUAGE_MODELS[language], language))
+
+
+def test_a_width_that_the_heads_do_not_fill_is_refused_where_their_size_is_no_setting():
+    from vlmkit.model.merge import check_fit
+
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    vision = {"model_type": "v", "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2}
+    language = {"model_type": "qwen2", "head_dim": 128, "hidden_size": 1024, "num_attention_heads": 16}
+    whole = {"model_type": "qwen2_5_vl", "vision_config": vision, "text_config": {"rope_parameters": rope}}
+    with pytest.raises(AssemblyError, match=r"16 heads of 128 do not make its width 1024"):
+        check_fit(whole, vision, {**language, "rope_parameters": rope, "num_hidden_layers": 2})
+
+
+def test_liger_is_refused_for_language_models_that_it_does_not_know(model, family):
+    from vlmkit.errors import ConfigError
+    from vlmkit.model.liger import refuse_other_families
+
+    if family.liger:
+        refuse_other_families(model)
+        return
+    with pytest.raises(ConfigError, match=rf"its kernels are those of qwen3_vl, and this is a {family.name}"):
+        refuse_other_families(model)
