@@ -395,3 +395,58 @@ def test_liger_is_refused_for_language_models_that_it_does_not_know(model, famil
         return
     with pytest.raises(ConfigError, match=rf"its kernels are those of qwen3_vl, and this is a {family.name}"):
         refuse_other_families(model)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_compiled_blocks_on_filled_rows_give_what_eager_ones_give(checkpoint, family, family_processor, pictures, clip):
+    """The filler is a segment, a window and a piece of a row with a state of its own."""
+    media = {"stills": (ImagePart(pictures[0]), ImagePart(pictures[1])), "video": (VideoPart(clip),)}
+    samples = [sample_of(each, family_processor) for each in ((), *media.values())]
+    batch = pack_samples(samples, family_processor, info(8))
+    mean = {"pixel_mean": family_processor.pixel_mean, "pixel_std": family_processor.pixel_std}
+    plain, compiled = (
+        PackedVLM(load_stock(checkpoint, torch.float64).train(), **mean, **settings)
+        for settings in ({}, {"compiled": True, "compiler": "eager"})
+    )
+    losses = []
+    for model in (plain, compiled):
+        out = model(batch)
+        out.loss_sum.backward()
+        losses.append(out.loss_sum.detach())
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-10)
+    grads = dict(plain.named_parameters())
+    for name, parameter in compiled.named_parameters():
+        atol = 10 * GRADIENTS[family.name]
+        torch.testing.assert_close(parameter.grad, grads[name].grad, rtol=0, atol=atol, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_vl_30b_a3b", "qwen3_5_9b", "qwen2_5_vl_7b"])
+def test_adapters_of_the_yaml_find_their_layers_and_merge(name, tmp_path, tiny):
+    """What a published size adapts by default exists in its family, and the merged model is a plain one."""
+    pytest.importorskip("peft")
+    import yaml
+
+    from vlmkit.config import conf_dir
+    from vlmkit.model.lora import Lora, is_adapter
+
+    folder = conf_dir() / "model"
+    base, own = (yaml.safe_load((folder / f"{each}.yaml").read_text()) for each in ("_qwen3_vl", name))
+    settings = {**base["lora"], **own.get("lora", {}), "rank": 2}
+    kind = {
+        "qwen3_vl": "qwen3_vl",
+        "qwen3_vl_30b_a3b": "qwen3_vl_moe",
+        "qwen3_5_9b": "qwen3_5",
+        "qwen2_5_vl_7b": "qwen2_5_vl",
+    }[name]
+    directory = tiny.vision_language if kind == "qwen3_vl" else write_checkpoint(kind, tmp_path)
+    model = WholeCheckpoint(path=directory, processor=None).build(dtype=torch.float32).model
+    plain = {key: parameter.clone() for key, parameter in model.named_parameters()}
+    lora = Lora(**settings)
+    lora.inject(model)
+    adapters = {key for key, _ in model.named_parameters() if is_adapter(key)}
+    assert {key.split(".lora_")[0].rpartition(".")[2] for key in adapters} == set(settings["language_model"])
+    merged = lora.merge(model.named_parameters())
+    assert merged.keys() == plain.keys()
+    assert all(torch.equal(merged[key], plain[key]) for key in plain), "the second matrix begins at zero"
