@@ -122,7 +122,7 @@ def check_fit(template: Config, vision: Config, language: Config) -> None:
         )
     if (wanted := template["vision_config"].get("model_type")) != vision.get("model_type"):
         raise AssemblyError(
-            f"model.vision_encoder: its family is {vision.get('model_type')!r}, the template's {wanted!r}."
+            f"model.vision_encoder: its family is {vision.get('model_type')!r}, the template's {wanted!r}. Use its checkpoint as model.template too."
         )
     for name in ("patch_size", "temporal_patch_size", "spatial_merge_size"):
         if vision[name] != (wanted := template["vision_config"][name]):
@@ -156,7 +156,9 @@ def check_fit(template: Config, vision: Config, language: Config) -> None:
             )
     taps, layers = len(vision.get("deepstack_visual_indexes", ())), language["num_hidden_layers"]
     if taps > layers:
-        raise AssemblyError(f"model.language_model: {layers} layers cannot take in {taps} DeepStack features.")
+        raise AssemblyError(
+            f"model.language_model: {layers} layers cannot take in {taps} DeepStack features. Choose a deeper one."
+        )
     refuse_untrainable(language, key="model.language_model", source="it")
 
 
@@ -172,7 +174,9 @@ def refuse_untrainable(text: Config, *, key: str, source: str) -> None:
         AssemblyError: attention in a sliding window, or a loss of the experts' routers.
     """
     if text.get("use_sliding_window") or "sliding_attention" in (text.get("layer_types") or ()):
-        raise AssemblyError(f"{key}: sliding-window attention has no place in a packed row, and {source} has it.")
+        raise AssemblyError(
+            f"{key}: sliding-window attention has no place in a packed row, and {source} has it. Choose one with full attention."
+        )
     if text.get("output_router_logits"):
         raise AssemblyError(
             f"{key}: {source} asks for the routers' balancing loss (output_router_logits), which depends on what shares a "
@@ -210,7 +214,7 @@ def check_tokenizers(template: Mapping[str, int], language: Mapping[str, int], *
         )
     if max(template.values()) >= rows:
         raise AssemblyError(
-            f"model.language_model: the tokenizer has ids up to {max(template.values())}, the embeddings {rows} rows."
+            f"model.language_model: the tokenizer has ids up to {max(template.values())}, the embeddings {rows} rows. Choose one whose embeddings cover its tokenizer."
         )
 
 
