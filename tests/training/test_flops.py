@@ -10,15 +10,19 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.families.fixtures import checkpoint, family
+from tests.families.tiny import CONFIGS
 from tests.training.conftest import write_manifest
 from tests.training.small_run import prepared
 from vlmkit.model.assembly import WholeCheckpoint
+from vlmkit.model.families import FAMILIES
 from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.lora import Lora
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
 from vlmkit.training.flops import FlopCount, Rates, count_flops, peak_flops
 
+__all__ = ["checkpoint", "family"]  # fixtures
 POLICIES = {
     "nothing frozen": (False, False, False),
     "merger only": (True, False, True),
@@ -31,8 +35,12 @@ VISUAL = ["qkv", "proj", "linear_fc1", "linear_fc2"]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, tiny, cache):
-    rows: Path = write_manifest(tmp_path_factory.mktemp("rows"), 8, text_only=frozenset({1}))
+def rows(tmp_path_factory) -> Path:
+    return write_manifest(tmp_path_factory.mktemp("rows"), 8, text_only=frozenset({1}))
+
+
+@pytest.fixture(scope="module")
+def data(rows, tiny, cache):
     return prepared(rows, tiny.vision_language, cache, batch_size=8)
 
 
@@ -104,6 +112,37 @@ def test_adapters_are_counted_as_torch_counts_them(data, stock, batch, parts, na
     model = PackedVLM(hf, pixel_mean=data.processor.pixel_mean, pixel_std=data.processor.pixel_std)
     tolerance = 0.025 if name == "language model only" else 0.0
     assert counted(hf).executed(batch) == pytest.approx(counted_by_torch(model, batch), rel=tolerance, abs=0)
+
+
+@pytest.mark.parametrize("name", ["nothing frozen", "merger only", "language model only"])
+def test_every_family_is_counted_as_torch_counts_it(rows, checkpoint, family, cache, name):
+    """But for layers with a state, which torch counts as computed, chunk by chunk: more than the mathematics asks for."""
+    data = prepared(rows, checkpoint, cache, batch_size=8)
+    hf = WholeCheckpoint(path=checkpoint, processor=None).build(dtype=torch.float32).model
+    policy(name).apply(hf)
+    if family.experts:
+        hf.set_experts_implementation("eager")  # the grouped product is not counted
+    model = PackedVLM(hf, pixel_mean=data.processor.pixel_mean, pixel_std=data.processor.pixel_std)
+    batch = data.pack_batch(0)
+    found, wanted = counted(hf)(batch), counted_by_torch(model, batch)
+    if family.linear_attention:
+        assert 0.5 * wanted < found < wanted
+    else:
+        assert found == pytest.approx(wanted, rel=0.01)
+
+
+def test_windows_cost_less_than_whole_images():
+    hf = FAMILIES["qwen2_5_vl"].make(CONFIGS["qwen2_5_vl"]())
+    batch = {
+        "vision_seqlens": [64],
+        "vision_window_seqlens": [16] * 4,
+        "seqlens": [16],
+        "targets": [],
+        "video_patches": [],
+    }
+    whole, without = count_flops(hf), count_flops(hf)
+    without.model.patch_pair = without.model.window_pair = 0.0
+    assert whole(batch) - without(batch) == 3 * 4 * 64 * (2 * 64**2 + 2 * 4 * 16**2)
 
 
 def test_a_frozen_base_with_adapters_by_hand(stock):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vlmkit.batch import Batch
+from vlmkit.model.families import family_of
+from vlmkit.model.parts import mergers_of
 
 _STAGES = tuple(
     re.compile(pattern)
     for pattern in (
-        r"^(norm1|input_layernorm|norm)\.",
-        r"^(attn\.qkv|self_attn\.[qkv]_proj)\.",
+        r"^(norm1|input_layernorm|norm|ln_q)\.",
+        r"^(attn\.qkv|self_attn\.[qkv]_proj|linear_attn\.(in_proj_\w+|conv1d|dt_bias|A_log))(\.|$)",
         r"^self_attn\.[qk]_norm\.",
-        r"^(attn\.proj|self_attn\.o_proj)\.",
+        r"^(attn\.proj|self_attn\.o_proj|linear_attn\.(norm|out_proj))\.",
         r"^(norm2|post_attention_layernorm)\.",
-        r"(^|\.)(linear_fc1|gate_proj|up_proj)\.",
-        r"(^|\.)(linear_fc2|down_proj)\.",
+        r"(^|\.)(linear_fc1|gate_proj|up_proj|gate_up_proj|mlp\.0|gate|shared_expert_gate)(\.|$)",
+        r"(^|\.)(linear_fc2|down_proj|mlp\.2)(\.|$)",
     )
 )
 """Parameters of a block or merger in the order in which they are applied; those of a stage stand side by side."""
@@ -40,7 +42,8 @@ class Rates:
         embedded: Of a patch that is embedded (a still's, or half a video's).
         patch, visual_token, token, supervised: Of what goes through the vision encoder's blocks, the mergers, the
             language model's layers, and the head.
-        patch_pair, token_pair: Of a pair of patches, or tokens, of one segment (all pairs, later ones too).
+        patch_pair, window_pair, token_pair: Of a pair of patches of one image or window, or of tokens of one sample (all
+            pairs, later ones too).
     """
 
     embedded: float = 0.0
@@ -49,6 +52,7 @@ class Rates:
     token: float = 0.0
     supervised: float = 0.0
     patch_pair: float = 0.0
+    window_pair: float = 0.0
     token_pair: float = 0.0
 
 
@@ -60,7 +64,8 @@ class FlopCount:
     al. 2020, arXiv:2001.08361, section 2.1); attention over a segment of length l and width w costs 4 l^2 w forward
     and twice that backward, half of it where it is causal (Chowdhery et al. 2022, arXiv:2204.02311, appendix B, counts
     it whole). What is frozen has no gradient of its own; and nothing has one of its input unless something before it
-    learns: a part, an adapter, or a norm.
+    learns: a part, an adapter, or a norm. Of many experts those count that a token is sent to. Of a state that a layer carries
+    along the row a token decays, corrects and reads each number (Yang et al. 2024, arXiv:2412.06464, equation 10).
 
     Attributes:
         model: What the mathematics asks for; model FLOPs utilisation is of this.
@@ -102,6 +107,7 @@ class FlopCount:
             + rates.token * tokens
             + rates.supervised * len(batch["targets"])
             + rates.patch_pair * sum(n * n for n in batch["vision_seqlens"])
+            + rates.window_pair * sum(n * n for n in batch.get("vision_window_seqlens", ()))
             + rates.token_pair * self.causal * sum(n * n for n in batch["seqlens"])
         )
 
@@ -119,66 +125,81 @@ class _Cost:
 
 def count_flops(hf: Any) -> FlopCount:
     """Read sizes, what is trained and what is recomputed of a model that is frozen, adapted and set as it trains."""
-    visual, language = hf.model.visual, hf.model.language_model
+    visual, language, text = hf.model.visual, hf.model.language_model, hf.config.text_config
     found = FlopCount(merge=visual.config.spatial_merge_size**2)
-    learns = _trains(visual.patch_embed) or _trains(visual.pos_embed)
+    family = family_of(hf)
     proj = visual.patch_embed.proj.weight
     found.model.embedded = _passes(proj, below=False) * proj.numel() / visual.config.temporal_patch_size
-    learns = _add_blocks(found, "patch", visual.blocks, visual.config.hidden_size, learns)
+    learns = _trains(visual.patch_embed) or (family.learned_positions and _trains(visual.pos_embed))
+    whole = set(visual.fullatt_block_indexes) if family.windows else None
+    for number, block in enumerate(visual.blocks):
+        pair = "patch_pair" if whole is None or number in whole else "window_pair"
+        learns = _add_block(found, block, "patch", pair, width=visual.config.hidden_size, below=learns)
     speaks = learns
-    for merger in (visual.merger, *visual.deepstack_merger_list):
-        cost = _cost(merger, 0, below=learns, recomputes=False)
+    for merger in _single(mergers_of(hf)):
+        cost = _cost(merger, below=learns)
         found.model.visual_token += cost.position
         speaks = speaks or cost.learns
-    text = hf.config.text_config
     learns = speaks or _trains(language.embed_tokens)
-    learns = _add_blocks(found, "token", language.layers, text.num_attention_heads * text.head_dim, learns)
-    learns = learns or _trains(language.norm)
+    width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    experts = text.num_experts_per_tok / text.num_experts if family.experts else 1.0
+    for layer in language.layers:
+        learns = _add_block(found, layer, "token", "token_pair", width=width, below=learns, experts=experts)
     head = hf.lm_head.weight
-    found.model.supervised = _passes(head, below=learns) * head.numel()
+    found.model.supervised = _passes(head, below=learns or _trains(language.norm)) * head.numel()
     return found
 
 
-def _add_blocks(found: FlopCount, unit: str, blocks: Iterable[nn.Module], width: int, below: bool) -> bool:
-    """Add the blocks of a part; whether something learns by its end."""
-    for block in blocks:
-        recomputes = bool(getattr(block, "gradient_checkpointing", False)) and block.training
-        cost = _cost(block, width, below=below, recomputes=recomputes)
-        for rates, position, pair in (
-            (found.model, cost.position, cost.pair),
-            (found.recomputed, cost.again, cost.pair_again),
-        ):
-            setattr(rates, unit, getattr(rates, unit) + position)
-            setattr(rates, f"{unit}_pair", getattr(rates, f"{unit}_pair") + pair)
-        below = cost.learns
-    return below
+def _single(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    for module in modules:
+        yield from module if isinstance(module, nn.ModuleList) else (module,)
 
 
-def _cost(module: nn.Module, width: int, *, below: bool, recomputes: bool) -> _Cost:
-    """Of a block, or of a merger (width 0: it does not attend).
+def _add_block(
+    found: FlopCount, block: nn.Module, unit: str, pair: str, *, width: int, below: bool, experts: float = 1.0
+) -> bool:
+    """Add a block; whether something learns by its end."""
+    recomputes = bool(getattr(block, "gradient_checkpointing", False)) and block.training
+    cost = _cost(block, width=width, below=below, recomputes=recomputes, experts=experts)
+    for rates, of_position, of_pair in (
+        (found.model, cost.position, cost.pair),
+        (found.recomputed, cost.again, cost.pair_again),
+    ):
+        setattr(rates, unit, getattr(rates, unit) + of_position)
+        setattr(rates, pair, getattr(rates, pair) + of_pair)
+    return cost.learns
+
+
+def _cost(module: nn.Module, *, below: bool, width: int = 0, recomputes: bool = False, experts: float = 1.0) -> _Cost:
+    """Of a block, or of a merger.
 
     Args:
         module: Its parameters are named as `_STAGES` has them, those of adapters below them.
-        width: Over all heads.
         below: Whether its input has a gradient.
+        width: Over all heads, of a block that attends.
         recomputes: Whether its forward is computed again in the backward pass.
+        experts: Share of its experts that a token is sent to.
     """
-    position, forward, last, pair = 0.0, 0.0, 0.0, 0.0
+    carrier: Any = getattr(module, "linear_attn", None)
+    state = 0.0 if carrier is None else 6.0 * carrier.num_v_heads * carrier.head_k_dim * carrier.head_v_dim
+    attention = 4.0 * width if carrier is None else 0.0
+    position, forward, last, pair = 0.0, state, 0.0, 0.0
     for stage, parameters in enumerate(_staged(module)):
         if stage == _ATTENTION:
-            pair = 4.0 * width * (3 if below else 1)
+            pair, position = attention * (3 if below else 1), position + state * (3 if below else 1)
         for name, parameter in parameters:
             if parameter.ndim > 1:
+                numbers = parameter.numel() * (experts if ".experts." in name else 1.0)
                 beside = ".lora_B." in name  # its input is the first matrix' output, which learns
-                position += _passes(parameter, below=below or beside) * parameter.numel()
-                forward, last = forward + 2.0 * parameter.numel(), 2.0 * parameter.numel()
+                position += _passes(parameter, below=below or beside) * numbers
+                forward, last = forward + 2.0 * numbers, 2.0 * numbers
         below = below or any(parameter.requires_grad for _, parameter in parameters)
     again = recomputes and below
     return _Cost(
         position=position,
         pair=pair,
         again=forward - last if again else 0.0,
-        pair_again=4.0 * width if again else 0.0,
+        pair_again=attention if again else 0.0,
         learns=below,
     )
 
