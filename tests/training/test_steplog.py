@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import Callback
 
 from tests.training.conftest import write_manifest
 from tests.training.small_run import fit, prepared
+from vlmkit.data.dataset import to_device
 from vlmkit.training.callbacks import steplog
 from vlmkit.training.callbacks.steplog import StepLog
-from vlmkit.training.module import to_device
 
 
 class Collect(Callback):

@@ -109,10 +109,6 @@ class TrainingModule(L.LightningModule):
             world_size=self.trainer.world_size,
         )
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Tensors to the device, nothing waits; the lists of host integers, which Lightning would walk through, stay."""
-        return to_device(batch, device)
-
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the gradients away from a step that a callback wants skipped: weights and moments stay as they are."""
         if self.skip_step:
@@ -180,11 +176,3 @@ class TrainingModule(L.LightningModule):
         """Names in the state dict of trained tensors; a tied head counts with the embeddings it shares."""
         trained = {id(parameter) for parameter in self.parameters() if parameter.requires_grad}
         return {name for name, parameter in self.named_parameters(remove_duplicate=False) if id(parameter) in trained}
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch with its tensors on a device; from pinned memory without waiting."""
-    moved: dict[str, Any] = {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
-    }
-    return moved  # type: ignore[return-value]  # the same keys

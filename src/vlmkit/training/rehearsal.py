@@ -18,10 +18,10 @@ import torch
 from torch.optim import Optimizer
 
 from vlmkit.batch import Batch
+from vlmkit.data.dataset import to_device
 from vlmkit.errors import VlmkitError
 from vlmkit.model.packed import PackedVLM
 from vlmkit.training.memory import is_measured, mark_peak, peak_bytes, used_bytes
-from vlmkit.training.module import to_device
 from vlmkit.training.ranks import gather
 from vlmkit.training.shards import fingerprint
 
