@@ -22,6 +22,7 @@ def with_data(benchmarks: Sequence[Benchmark], *, asked_for_all: bool) -> list[B
         asked_for_all: By `benchmarks=all`: what is missing is told, benchmark by benchmark, and left out.
 
     Raises:
+        VlmkitError: the data of the only benchmark is not there.
         ConfigError: the data of a benchmark that was named is not there, or of none; every one is told.
     """
     found: list[Benchmark] = []
@@ -30,6 +31,8 @@ def with_data(benchmarks: Sequence[Benchmark], *, asked_for_all: bool) -> list[B
         try:
             len(benchmark)
         except VlmkitError as error:
+            if len(benchmarks) == 1:
+                raise
             missing.append(_as_told(benchmark.name, str(error)))
         else:
             found.append(benchmark)
@@ -37,7 +40,7 @@ def with_data(benchmarks: Sequence[Benchmark], *, asked_for_all: bool) -> list[B
         return found
     told = f"{len(missing)} of {len(benchmarks)} benchmarks cannot be asked:\n  " + "\n  ".join(missing)
     if not asked_for_all or not found:
-        raise ConfigError(missing[0].partition(": ")[2] if len(benchmarks) == 1 else told)
+        raise ConfigError(f"{told}\nMake them available, or leave them out.")
     _log.warning("%s\nLeft out; asked are: %s.", told, ", ".join(one.name for one in found))
     return found
 
