@@ -24,7 +24,9 @@ def test_of_those_named_every_fault_is_told(some):
     with pytest.raises(ConfigError) as caught:
         with_data(some, asked_for_all=False)
     first, ai2d, ocrbench = str(caught.value).splitlines()
-    assert first == ("2 of 3 benchmarks cannot be asked. Get their data, or leave them out by benchmarks=[chartqa].")
+    assert first == (
+        "2 of 3 benchmarks cannot be asked. Download their data, or leave them out by benchmarks=[chartqa]."
+    )
     assert ai2d.startswith("  ai2d: data_root=")
     assert ai2d.endswith("Download lmms-lab-encoder/ai2d (split test) there.")
     assert "  ocrbench: " in ocrbench

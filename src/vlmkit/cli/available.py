@@ -42,7 +42,7 @@ def with_data(benchmarks: Sequence[Benchmark], *, asked_for_all: bool) -> list[B
     there = ",".join(one.name for one in found)
     if not asked_for_all or not found:
         raise ConfigError(
-            f"{len(missing)} of {len(benchmarks)} benchmarks cannot be asked. Get their data, or leave them out by "
+            f"{len(missing)} of {len(benchmarks)} benchmarks cannot be asked. Download their data, or leave them out by "
             f"benchmarks=[{there}].{lines}"
         )
     _log.warning(
