@@ -92,7 +92,7 @@ def _run(benchmark: Benchmark, answer: _Answer, key: str, settings: RunSettings)
         old = set_aside(path)
         _log.warning("%s: answers of another model, prompt or decoding are not used again; they lie in %s.", path, old)
         done = []
-    answered = {record["id"] for record in done}
+    answered = {record["id"] for record in done if not record.get("transient")}
     total = min(len(benchmark), settings.max_samples or len(benchmark))
     with tqdm(total=total, desc=benchmark.name, unit="case", disable=not settings.progress) as bar:
         cases = islice(benchmark.cases(), settings.max_samples)
@@ -122,9 +122,14 @@ def score_records(benchmark: Benchmark, settings: RunSettings) -> list[Record]:
     scored: list[Record] = []
     for case in islice(benchmark.cases(), settings.max_samples):
         if (record := by_id.pop(case.id, None)) is not None:
-            scored.append(record | _graded(benchmark, case, record))
+            scored.append(_unjudged(record) | _graded(benchmark, case, record))
     replace_records(path, [*scored, *by_id.values()])
     return scored
+
+
+def _unjudged(record: Record) -> Record:
+    """Without what a judge has said: a rule scores now."""
+    return {name: value for name, value in record.items() if name != "judgement"}
 
 
 def _graded(benchmark: Benchmark, case: Case | BadCase, record: Record) -> Record:
@@ -200,6 +205,8 @@ def _record(benchmark: Benchmark, case: Case | BadCase, answer: Generation, key:
     }
     if answer.error is not None:
         record["error"] = answer.error
+    if answer.transient:
+        record["transient"] = True
     return record | _graded(benchmark, case, record)
 
 

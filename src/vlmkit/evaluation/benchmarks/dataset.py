@@ -262,6 +262,7 @@ class ShortAnswerBenchmark(DatasetBenchmark):
             origin=row.origin,
             category=self.categorise(row.optional(column)),
             labels=self.labels(row),
+            extra={"question": row.text("question")},
         )
 
     def put(self, question: str, row: Row) -> str:
