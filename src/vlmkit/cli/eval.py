@@ -75,6 +75,8 @@ def _evaluate(
     else:
         runtime = {"directory": directory} if _takes_directory(config) else {}
         backend = build(config.backend, GenerationBackend, **runtime)
+        if not directory:
+            checkpoint["path"] = f"{config.backend.model} at {config.backend.base_url}"
         checkpoint |= backend.identity
         found = {one.name: run_benchmark(one, backend, settings) for one in benchmarks}
     benchmarks, found, told = judged(benchmarks, found, judge=judge, settings=settings)
@@ -119,8 +121,6 @@ def _checkpoint(config: DictConfig, directory: Path | None, output_dir: Path) ->
     summary = output_dir / "summary.json"
     if config.rescore and not directory and summary.is_file():
         return dict(json.loads(summary.read_text(encoding="utf-8"))["checkpoint"])
-    if not directory and not config.answers and not config.rescore:
-        return {"path": f"{config.backend.model} at {config.backend.base_url}"}
     return {"path": str(directory or config.ckpt or config.answers)}
 
 
