@@ -10,6 +10,7 @@ import json
 
 import pytest
 
+from tests.evaluation.benchmarks.test_further import DATA
 from tests.evaluation.benchmarks.test_the_twelve import make, settings
 from tests.evaluation.real_columns import BLUE, HUB, RED, TSV, write_columns, write_hub, write_tsv
 from tests.serving import ChatServer, text_of
@@ -319,3 +320,71 @@ def test_mathvista_s_rule_is_unchanged_by_the_judge(tmp_path):
     benchmark = make("mathvista", write_hub(tmp_path, "mathvista"))
     cases = list(benchmark.cases())
     assert [benchmark.score(case, "12").outcome for case in cases] == ["unparsed", "right", "wrong", "unparsed"]
+
+
+LETTERS = ("ai2d", "seed", "mmstar", "realworldqa", "mmmu", "science_qa", "mmbench_en", "mmvp", "blink", "mmmu_pro")
+WORDS = ("pope", "mme")
+UNREADABLE = "Hmm, it is hard to say, though I lean somewhere."
+
+
+def first_case(name, tmp_path, protocol="vlmevalkit"):
+    if name in HUB:
+        write_hub(tmp_path, name)
+    else:
+        write_columns(tmp_path / name / DATA[name][0], DATA[name][1])
+    benchmark = make(name, tmp_path, protocol=protocol)
+    return benchmark, next(case for case in benchmark.cases() if isinstance(case, Case))
+
+
+def follow(steps, *replies):
+    """The score at the end of a judgement, and what was asked; `replies` are the judge's."""
+    asked = []
+    try:
+        ask = next(steps)
+        for reply in replies:
+            asked.append(ask)
+            ask = steps.send(ask.read(reply))
+    except StopIteration as end:
+        return end.value, asked
+    raise AssertionError("it asks for more than there are replies")
+
+
+@pytest.mark.parametrize("name", LETTERS)
+def test_a_judge_finds_the_letter_where_the_rule_does_not(name, tmp_path):
+    benchmark, case = first_case(name, tmp_path)
+    assert benchmark.uses_judge
+    assert benchmark.judged_metric == f"judged_{benchmark.metric}"
+    wrong = next(letter for letter in case.options if letter != case.expected)
+    for reply, outcome in ((f"**{case.expected}**", "right"), (wrong, "wrong"), ("Z", "unparsed")):
+        score, (ask,) = follow(benchmark.judging(case, UNREADABLE), reply)
+        assert (score.outcome, score.value) == (outcome, float(outcome == "right"))
+    assert UNREADABLE in ask.text
+    assert all(f"{letter}. {text}" in ask.text for letter, text in case.options.items())
+    assert ask.read("It might be one or the other.") is None
+    for answer in (case.expected, wrong, ""):
+        assert follow(benchmark.judging(case, answer)) == (benchmark.score(case, answer), [])
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_judge_finds_yes_or_no_where_the_rule_does_not(name, tmp_path):
+    benchmark, case = first_case(name, tmp_path)
+    other = "No" if case.expected.lower() == "yes" else "Yes"
+    for reply, outcome in ((case.expected.title(), "right"), (f"{other}.", "wrong"), ("Unknown", "unparsed")):
+        score, (ask,) = follow(benchmark.judging(case, UNREADABLE), reply)
+        assert score.outcome == outcome
+    assert ask.read("yes and no") is None
+    assert follow(benchmark.judging(case, "Yes, there is."))[1] == []
+
+
+@pytest.mark.parametrize("name", [*LETTERS, *WORDS])
+def test_lmms_eval_s_rules_ask_no_judge(name, tmp_path):
+    assert not first_case(name, tmp_path, protocol="lmms-eval")[0].uses_judge
+
+
+def test_judged_figures_keep_their_names_but_the_headline_s(tmp_path):
+    benchmark, _ = first_case("pope", tmp_path)
+    rows = [{"extracted": "Yes", "expected": "yes", "category": "random"}]
+    assert benchmark.judged_figures(rows) == {
+        "judged_f1" if name == "f1" else name: value for name, value in benchmark.figures(rows).items()
+    }
+    assert JudgedBenchmark(benchmark).metric == "judged_f1"

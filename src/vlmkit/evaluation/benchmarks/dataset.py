@@ -215,6 +215,7 @@ class ChoiceBenchmark(DatasetBenchmark):
             options=options,
             labels=labels,
             cluster=cluster,
+            extra={"question": question},
         )
 
     def put(self, question: str, options: Mapping[str, str], hint: str) -> str:

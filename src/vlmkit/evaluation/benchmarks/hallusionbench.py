@@ -8,15 +8,13 @@ from typing import Any, ClassVar, cast
 from vlmkit.evaluation.answers import remove_reasoning
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import ask
-from vlmkit.evaluation.benchmarks.judged import JudgedScoring
+from vlmkit.evaluation.benchmarks.judged import JudgedScoring, yes_or_no
 from vlmkit.evaluation.judge_prompts import CORRECTNESS, YES_OR_NO
 from vlmkit.evaluation.judging import JudgePrompt, Steps
 from vlmkit.evaluation.rows import Layout, Row
 from vlmkit.evaluation.score import Score, grade
-from vlmkit.evaluation.scorers.judges import read_three_words, read_word
+from vlmkit.evaluation.scorers.judges import read_three_words
 from vlmkit.evaluation.scorers.yes_no import HallusionRow, hallusion_bench, hallusion_rates
-
-_WORDS = {"yes": "Yes", "no": "No", "unknown": "Unknown"}
 
 
 class HallusionBench(JudgedScoring):
@@ -93,9 +91,7 @@ class HallusionBench(JudgedScoring):
         score = self.grade(case, answer)
         if score.outcome != "unparsed" or not answer.strip():
             return score
-        told = YES_OR_NO.ask(lambda reply: read_word(reply, _WORDS), question=question, answer=answer)
-        word = cast("str", (yield told))
-        return self.grade(case, word) if word != "Unknown" else grade(0.0, extracted=None)
+        return (yield from yes_or_no(self, case, answer, question=question))
 
     def judged_figures(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """The same; lmms-eval leaves questions without a figure out of fAcc."""

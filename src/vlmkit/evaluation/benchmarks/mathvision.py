@@ -7,14 +7,13 @@ from typing import ClassVar, cast
 
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import ask, listed
-from vlmkit.evaluation.benchmarks.judged import JudgedScoring
+from vlmkit.evaluation.benchmarks.judged import JudgedScoring, chosen_option
 from vlmkit.evaluation.judge_prompts import CHOSEN_OPTION, FINAL_ANSWER
 from vlmkit.evaluation.judging import Steps
 from vlmkit.evaluation.rows import Layout, Row, lettered
 from vlmkit.evaluation.score import Score, grade
-from vlmkit.evaluation.scorers.judges import NO_ANSWER, read_extraction, read_letter
+from vlmkit.evaluation.scorers.judges import NO_ANSWER, read_extraction
 from vlmkit.evaluation.scorers.mathvision import mathvision, mathvision_no_judge
-from vlmkit.evaluation.scorers.multiple_choice import grade_letter
 
 _BOXED = 'Please solve the problem step by step and put your answer in one "\\boxed{}".'
 _LETTER = "\nAnswer the question with the option's letter from the given choices directly."
@@ -76,14 +75,7 @@ class MathVision(JudgedScoring):
             return score
         question = str(case.extra["question"])
         if case.options:
-            told = CHOSEN_OPTION.ask(
-                lambda reply: read_letter(reply, case.options),
-                question=question,
-                options=listed(case.options),
-                answer=answer,
-            )
-            letter = cast("str", (yield told))
-            return grade_letter(letter, answer=str(case.expected), options=case.options)
+            return (yield from chosen_option(case, answer, question=question))
         told = FINAL_ANSWER.ask(
             read_extraction, form="a number or an expression, in LaTeX if need be", question=question, answer=answer
         )

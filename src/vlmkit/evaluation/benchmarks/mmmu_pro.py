@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import ask, interleave, listed
-from vlmkit.evaluation.benchmarks.dataset import CHOICE_OPTIONAL, DatasetBenchmark
+from vlmkit.evaluation.benchmarks.dataset import CHOICE_OPTIONAL
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.benchmarks.mmmu import NUM_IMAGES
 from vlmkit.evaluation.rows import Layout, Row, lettered
 from vlmkit.evaluation.score import Score
@@ -19,7 +20,7 @@ _VLMEVALKIT = "Answer directly with the option letter from the given choices. "
 _IN_THE_IMAGE = "Answer the following multiple-choice question in the image. "
 
 
-class MMMUPro(DatasetBenchmark):
+class MMMUPro(JudgedLetters):
     """The test split; `config` is `standard (10 options)`, `standard (4 options)` or `vision`.
 
     The usual headline is the mean of the first and the last: run both, under two names.

@@ -11,7 +11,7 @@ from vlmkit.conversation import VideoPart
 from vlmkit.errors import DataError
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import LETTER_DIRECTLY, ask
-from vlmkit.evaluation.benchmarks.dataset import DatasetBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.rows import Layout, Row
 from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.multiple_choice import score_extracted_choice, score_inferred_choice
@@ -24,7 +24,7 @@ _SELECT = (
 _OPTION = re.compile(r"([A-D])[.)]\s*(.*)", re.DOTALL)
 
 
-class VideoMME(DatasetBenchmark):
+class VideoMME(JudgedLetters):
     """The test split without subtitles. Videos lie under `data_root`, in folders named data, video or videos.
 
     Frames are sampled as the checkpoint's processor says; published numbers name their number of frames.
