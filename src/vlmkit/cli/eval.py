@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from vlmkit.cli.checkpoints import model_directory
 from vlmkit.config import benchmark_nodes, build, run_command
-from vlmkit.errors import CheckpointError, ConfigError
+from vlmkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlmkit.evaluation.benchmark import Benchmark
@@ -38,7 +39,8 @@ def _task(config: DictConfig) -> None:
     hush()
     judge = make_judge(config)
     benchmarks = without_unscorable([_benchmark(name, node, config) for name, node in nodes.items()], config)
-    directory = _model_directory(config) if _needs_model(config) else None
+    assembled = Path(config.output_dir or "runs/eval").expanduser() / "model"
+    directory = model_directory(config, assembled=assembled) if _needs_model(config) else None
     output_dir = _output_dir(config, directory)
     _evaluate(config, benchmarks, directory, output_dir, judge)
 
@@ -138,39 +140,6 @@ def _benchmark(name: str, node: DictConfig, config: DictConfig) -> Benchmark:
             if key != "protocol" or config[key] in protocols_of(node._target_):
                 node[key] = config[key]
     return build(node, Benchmark, f"benchmark_options.{name}")
-
-
-def _model_directory(config: DictConfig) -> Path:
-    """The Hugging Face directory to evaluate: of a run, or as given; without `ckpt`, the model the config assembles.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if config.ckpt is None:
-        return _assembled(config)
-    place = Path(config.ckpt).expanduser()
-    exported = sorted(place.glob("checkpoints/hf_step-*"), key=lambda path: int(path.name.split("-")[1]))
-    for directory in (place / "hf", *reversed(exported), place):
-        if (directory / "config.json").is_file() and not (directory / "config.yaml").is_file():
-            return directory
-    raise CheckpointError(
-        f"ckpt={config.ckpt}: no model there. Name a finished run directory or a Hugging Face directory."
-    )
-
-
-def _assembled(config: DictConfig) -> Path:
-    import torch
-
-    from vlmkit.cli.training import model_source
-    from vlmkit.model.checkpoint import save_hf
-    from vlmkit.processing.processor import load_processor
-
-    source = model_source(config.model)
-    vlm = source.build(dtype=torch.float32)
-    directory = Path(config.output_dir or "runs/eval") / "model"
-    print(f"No ckpt given: evaluating the model as assembled, untrained, in {directory}.")
-    processor = load_processor(source.processor_source)
-    return save_hf(model=vlm.model, processor=processor, directory=directory, provenance=vlm.provenance)
 
 
 def _output_dir(config: DictConfig, directory: Path | None) -> Path:

@@ -135,10 +135,14 @@ def compare(first: Evaluation, second: Evaluation, *, seed: int) -> list[Differe
     if not common:
         raise VlmkitError(
             f"Nothing to compare: {first.directory} has {', '.join(first.figures) or 'no benchmark'}, "
-            f"{second.directory} has {', '.join(second.figures) or 'none'}."
+            f"{second.directory} has {', '.join(second.figures) or 'none'}. "
+            "Evaluate both on one benchmark."
         )
     if told := [line for name in common for line in _clashes(first, second, name)]:
-        raise VlmkitError("\n".join(["These evaluations cannot be compared:", *(f"  {line}" for line in told)]))
+        listed = "\n".join(f"  {line}" for line in told)
+        raise VlmkitError(
+            f"These evaluations cannot be compared:\n{listed}\nEvaluate both in one way, or compare others."
+        )
     found = [_difference(first, second, name, seed=seed) for name in common]
     adjusted = holm([one["p"] for one in found])
     return [Difference(**one, p_holm=p) for one, p in zip(found, adjusted, strict=True)]

@@ -65,7 +65,7 @@ class DataPlace:
         if missing := sorted(set(self.columns.get(layout, ())) - set(found)):
             raise DataError(
                 f"{where}: lacks the columns {', '.join(missing)}; found {', '.join(found)}. "
-                f"Is it the data of another benchmark than {self.name}?",
+                f"Is it the data of another benchmark than {self.name}? Check data_root.",
                 reason="columns",
             )
 
@@ -154,7 +154,7 @@ def _from_parquet(files: Sequence[Path], place: DataPlace) -> Rows:
                 place.check(str(path), "hub", file.schema_arrow.names)
                 num_rows += int(file.metadata.num_rows)
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{path}: not a Parquet file ({error}).", reason="unreadable") from error
+            raise DataError(f"{path}: not a Parquet file ({error}). Download it again.", reason="unreadable") from error
 
     def read() -> Iterator[Row]:
         number = 0
@@ -228,9 +228,11 @@ def _scan_tsv(path: Path, place: DataPlace) -> tuple[list[str], int, set[str]]:
             if 0 < len(image) <= _LONGEST_REFERENCE:
                 referred.add(image)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a TSV file ({error}).", reason="unreadable") from error
+        raise DataError(f"{path}: not a TSV file ({error}). Download it again.", reason="unreadable") from error
     if not header:
-        raise DataError(f"{path}: a TSV file without rows; {place.name} has some.", reason="unreadable")
+        raise DataError(
+            f"{path}: a TSV file without rows; {place.name} has some. Download it again.", reason="unreadable"
+        )
     return header, num_rows, referred
 
 
@@ -254,7 +256,9 @@ def _chosen(folders: Sequence[Path], place: DataPlace) -> Path:
     if place.config:
         mine = [path for path in mine if place.config in path.parts] or mine
     if not mine and len(folders) > 1:
-        raise ConfigError(f"data_root={place.data_root}: none of {', '.join(map(str, folders))} is the {_part(place)}.")
+        raise ConfigError(
+            f"data_root={place.data_root}: none of {', '.join(map(str, folders))} is the {_part(place)}. Name the folder of that one."
+        )
     return (mine or list(folders))[0]
 
 

@@ -132,7 +132,7 @@ class Row:
                 value = base64.b64decode(value, validate=True)
             except (binascii.Error, ValueError) as error:
                 raise DataError(
-                    f"column {column!r} holds no base64 of an image ({error}).",
+                    f"column {column!r} holds no base64 of an image ({error}). Download the data again.",
                     reason="unreadable_media",
                     origin=self.origin,
                 ) from error

@@ -138,7 +138,7 @@ def test_an_answer_that_is_no_option_is_a_bad_row(tmp_path, monkeypatch):
     assert isinstance(bad, BadCase)
     assert bad.reason.endswith(
         "ai2d/test-00000-of-00001.parquet:1: answer index 4 but 4 options (0..3). The data is malformed; the row is not "
-        "scored."
+        "scored. Mend the data."
     )
     assert isinstance(good, Case)
 

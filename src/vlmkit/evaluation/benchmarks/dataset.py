@@ -198,7 +198,7 @@ class ChoiceBenchmark(DatasetBenchmark):
         if answer not in options:
             raise DataError(
                 f"answer {answer!r} but {len(options)} options ({', '.join(options)}). The data is malformed; the row "
-                "is not scored.",
+                "is not scored. Mend the data.",
                 reason="bad_row",
                 origin=row.origin,
             )

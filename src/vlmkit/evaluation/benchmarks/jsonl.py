@@ -111,7 +111,7 @@ class JsonlBenchmark:
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         if not self.path.is_file():
-            raise ConfigError(f"benchmarks: {self.name} reads {self.path}, which is not there.")
+            raise ConfigError(f"benchmarks: {self.name} reads {self.path}, which is not there. Check path in its yaml.")
         with self.path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():

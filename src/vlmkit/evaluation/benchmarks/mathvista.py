@@ -218,7 +218,7 @@ def _question(row: Row, options: Mapping[str, str]) -> MathVistaQuestion:
     answer = row.text("answer")
     if question_type == "multi_choice" and answer not in options.values():
         raise DataError(
-            f"answer {answer!r} is none of its {len(options)} choices. The row is not scored.",
+            f"answer {answer!r} is none of its {len(options)} choices. The row is not scored. Mend the data.",
             reason="bad_row",
             origin=row.origin,
         )

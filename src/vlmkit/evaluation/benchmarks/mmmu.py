@@ -115,7 +115,7 @@ class MMMU(JudgedLetters):
         answer = row.text("answer")
         if options and answer not in options:
             raise DataError(
-                f"answer {answer!r} but the options {', '.join(options)}. The row is not scored.",
+                f"answer {answer!r} but the options {', '.join(options)}. The row is not scored. Mend the data.",
                 reason="bad_row",
                 origin=row.origin,
             )

@@ -90,7 +90,7 @@ def find_video(row: Row, name: str) -> Path:
                 if path.is_file() and path.resolve().is_relative_to(base.resolve()):
                     return path
     raise DataError(
-        f"video {name!r} is not under {row.root} (nor in data, video or videos there or beside it).",
+        f"video {name!r} is not under {row.root} (nor in data, video or videos there or beside it). Put it there.",
         reason="missing_media",
         origin=row.origin,
     )
