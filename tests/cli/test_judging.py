@@ -177,7 +177,10 @@ def test_a_wrong_key_is_told_by_the_command_without_it(server, place):
         f"answers={place}/simplevqa.jsonl", *judging(server, concurrency=1), status=1,
     )  # fmt: skip
     assert "vlmkit-eval: judge: " in output
-    assert "answered 401: Incorrect API key provided: Bearer *** Check the key in the environment variable" in output
+    assert (
+        "answered 401: Incorrect API key provided: Bearer *** Give another key: the one in the environment variable PLANTED_KEY"
+        in output
+    )
     assert KEY not in output
     assert "Traceback" not in output
     assert len(server.requests) == 1
@@ -227,7 +230,7 @@ def test_a_checkpoint_and_a_served_model_are_one_too_many(server, tmp_path):
 
 def test_a_server_that_is_not_there_is_told(server, tmp_path):
     server.close()
-    with pytest.raises(VlmkitError, match="backend: .*Is a server running there"):
+    with pytest.raises(VlmkitError, match="backend: .*Start a server there"):
         evaluate(
             tmp_path, "backend=server", f"backend.base_url={server.url}", "backend.model=x", "backend.retries=1",
             "backend.retry_seconds=0", "data_root=null",

@@ -140,7 +140,7 @@ def test_an_interrupted_pass_goes_on_where_it_was(server, tmp_path):
     benchmark = answered(tmp_path)
     server.goes_after = 2
     before = (tmp_path / "out/simplevqa/records.jsonl").read_text()
-    with pytest.raises(EndpointError, match="judge: .*Is a server running there"):
+    with pytest.raises(EndpointError, match="judge: .*Start a server there"):
         judge_records(benchmark, judge(server, concurrency=1), settings(tmp_path))
     assert (tmp_path / "out/simplevqa/records.jsonl").read_text() == before
     again = ChatServer(reply=verdict)

@@ -90,7 +90,7 @@ def test_no_answer_in_time_is_tried_again_and_told(server):
 def test_a_wrong_key_is_told_at_once_and_never_shown(server):
     server.key = "another"
     with pytest.raises(
-        EndpointError, match="answered 401: Incorrect API key provided: Bearer \\*\\*\\* Check"
+        EndpointError, match="answered 401: Incorrect API key provided: Bearer \\*\\*\\* Give another key: the one in"
     ) as caught:
         endpoint(server).complete(ASKED, fields={})
     assert "environment variable PLANTED_KEY (judge.api_key_env)" in str(caught.value)
@@ -99,7 +99,11 @@ def test_a_wrong_key_is_told_at_once_and_never_shown(server):
 
 
 @pytest.mark.parametrize(
-    ("variable", "told"), [(None, "No key was sent: set judge.api_key_env"), ("GONE_KEY", "GONE_KEY")]
+    ("variable", "told"),
+    [
+        (None, "none was sent, since judge.api_key_env is null"),
+        ("GONE_KEY", r"none was sent, since the environment variable GONE_KEY .judge.api_key_env. is not set"),
+    ],
 )
 def test_a_missing_key_is_told(server, monkeypatch, variable, told):
     monkeypatch.delenv("GONE_KEY", raising=False)
@@ -122,7 +126,7 @@ def test_unknown_models_redirects_and_empty_accounts_end_it(server):
         (Fault(307, "", {"Location": "https://elsewhere/v1"}), "a redirect to https://elsewhere/v1"),
         (
             Fault(429, '{"error": {"code": "insufficient_quota", "message": "pay"}}'),
-            "insufficient_quota pay The account",
+            "insufficient_quota pay Raise the limit of the account",
         ),
     ):
         server.always = fault
@@ -137,7 +141,7 @@ def test_no_server_is_told():
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     made = ChatEndpoint(**SETTINGS, base_url=url)
     with pytest.raises(
-        EndpointError, match=r"judge: http://127\.0\.0\.1:\d+/v1 .*refused \(4 tries\)\. Is a server running"
+        EndpointError, match=r"judge: http://127\.0\.0\.1:\d+/v1 .*refused \(4 tries\)\. Start a server"
     ):
         made.complete(ASKED, fields={})
 
@@ -258,7 +262,7 @@ def test_a_fault_of_the_items_ends_it():
     [
         ({"base_url": "localhost:8000"}, "judge.base_url=localhost:8000: wanted an address"),
         ({"base_url": "http://me:secret@host/v1"}, "holds a user or a password"),
-        ({"api_key_env": KEY}, "wants the name of an environment variable, not the key itself"),
+        ({"api_key_env": KEY}, "what was given is no name of an environment variable. Put the key into one"),
         ({"timeout_seconds": 0.0}, "judge.timeout_seconds=0.0: must be at least"),
         ({"concurrency": 0}, "judge.concurrency=0: must be at least 1"),
         ({"retries": -1}, "judge.retries=-1: must not be negative"),

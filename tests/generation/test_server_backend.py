@@ -101,7 +101,7 @@ def test_a_server_that_goes_down_ends_the_run_and_loses_nothing(server, tmp_path
     write_columns(tmp_path / "realworldqa" / "test-00000-of-00001.parquet", columns)
     benchmark, place = make("realworldqa", tmp_path, protocol="lmms-eval"), settings(tmp_path)
     server.reply, server.goes_after = (lambda body: "yes"), 10
-    with pytest.raises(EndpointError, match="backend: .*Is a server running there"):
+    with pytest.raises(EndpointError, match="backend: .*Start a server there"):
         run_benchmark(benchmark, backend(server, concurrency=1), place)
     path = tmp_path / "out" / "realworldqa" / "records.jsonl"
     assert 0 < len(path.read_text().splitlines()) <= 10

@@ -122,7 +122,7 @@ def _benchmarks(config: DictConfig, run_dir: Path, module: TrainingModule, proce
     made = [build(node, cast(Any, Benchmark)) for node in nodes.values()]
     if stuck := [one.name for one in made if one.judge == "required"]:
         raise ConfigError(
-            f"validate.benchmarks: {', '.join(stuck)} has no score without a judge, and none is asked while training."
+            f"validate.benchmarks: {', '.join(stuck)} has no score without a judge, and none is asked while training. Leave it out."
         )
     params = GenerationParams(max_new_tokens=config.validate.max_new_tokens, batch_size=config.validate.batch_size)
     settings = RunSettings(

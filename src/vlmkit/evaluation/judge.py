@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,14 @@ class ReplyCache:
     """Replies of judges, by the hash of all that was asked; each is on the disk before the next step.
 
     Args:
-        path: JSON Lines; a torn or damaged line is taken out, and said.
+        path: JSON Lines.
+        entries: What it holds.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, entries: Iterable[Record]) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._replies = {entry["key"]: entry for entry in read_records(path) if isinstance(entry.get("reply"), str)}
+        self._replies = {entry["key"]: entry for entry in entries}
 
     def get(self, key: str) -> Record | None:
         """What was replied; None where it was never asked."""
@@ -48,6 +49,11 @@ class ReplyCache:
         with self._lock:
             self._replies[entry["key"]] = entry
             append_records(self.path, [entry])
+
+
+def open_replies(path: Path) -> ReplyCache:
+    """The replies of a file, which need not be there yet; a torn or damaged line is taken out of it, and said."""
+    return ReplyCache(path, [entry for entry in read_records(path) if isinstance(entry.get("reply"), str)])
 
 
 class Judge:
@@ -246,7 +252,7 @@ def judge_records(benchmark: JudgedBenchmark, judge: Judge, settings: RunSetting
     by_id = {record["id"]: record for record in read_records(path)}
     if not by_id:
         raise VlmkitError(f"{path}: no records to judge. Run the evaluation without rescore=true first.")
-    cache = ReplyCache(path.with_name("judgements.jsonl"))
+    cache = open_replies(path.with_name("judgements.jsonl"))
 
     def decide(item: tuple[int, Case | BadCase, Record]) -> Record:
         _, case, record = item

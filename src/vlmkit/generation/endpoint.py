@@ -43,8 +43,8 @@ class EndpointError(VlmkitError):
     """What every further request would meet too: no connection, a wrong key, an unknown model, an outage."""
 
 
-class RequestError(VlmkitError):
-    """A request that got no answer.
+class RequestError(Exception):
+    """A request that got no answer; it is the error of its own case, and ends nothing.
 
     Attributes:
         transient: Whether the same request may well succeed later.
@@ -210,17 +210,17 @@ class ChatEndpoint:
         status, told = response.status_code, self._shown(response)
         at = f"{self.where}: {self.base_url} answered {status}"
         if status in (401, 403):
-            return EndpointError(f"{at}: {told} {self._about_key()}")
+            return EndpointError(f"{at}: {told} Give another key: {self._about_key()}.")
         if status == 404:
             return EndpointError(
                 f"{at}: {told} Check {self.where}.model={self.model} and {self.where}.base_url, which mostly ends with /v1."
             )
         if status < 400:
             return EndpointError(
-                f"{at}, a redirect to {response.headers.get('location', 'nowhere')}. Correct {self.where}.base_url."
+                f"{at}, a redirect to {response.headers.get('location', 'nowhere')}. Set {self.where}.base_url accordingly."
             )
         if "insufficient_quota" in told:
-            return EndpointError(f"{at}: {told} The account has nothing left to spend.")
+            return EndpointError(f"{at}: {told} Raise the limit of the account, which has nothing left to spend.")
         again = status in _TRANSIENT or status >= 500
         if again and (asked := retry_after(response.headers)) is not None:
             if asked > LONGEST_RETRY_AFTER_SECONDS:
@@ -231,21 +231,19 @@ class ChatEndpoint:
 
     def _about_key(self) -> str:
         if self.api_key_env is None:
-            return (
-                f"No key was sent: set {self.where}.api_key_env to the name of the environment variable that holds it."
-            )
+            return f"none was sent, since {self.where}.api_key_env is null"
         if "authorization" not in self._client.headers:
-            return (
-                f"No key was sent: the environment variable {self.api_key_env} ({self.where}.api_key_env) is not set."
-            )
-        return f"Check the key in the environment variable {self.api_key_env} ({self.where}.api_key_env)."
+            return f"none was sent, since the environment variable {self.api_key_env} ({self.where}.api_key_env) is not set"
+        return f"the one in the environment variable {self.api_key_env} ({self.where}.api_key_env) is refused"
 
-    def _final(self, failure: _Failure) -> VlmkitError:
+    def _final(self, failure: _Failure) -> EndpointError | RequestError:
         """The error of a request that is given up."""
         tries = self.retries + 1 if failure.again else 1
         told = f"{self.base_url} {failure}" + (f" ({tries} tries)" if tries > 1 else "")
         if failure.unreachable:
-            return EndpointError(f"{self.where}: {told}. Is a server running there? What was answered is kept.")
+            return EndpointError(
+                f"{self.where}: {told}. Start a server there, or correct {self.where}.base_url; what was answered is kept."
+            )
         if failure.transient:
             with self._lock:
                 self._failures_in_row += 1
@@ -380,14 +378,16 @@ def _authorization(variable: str | None, where: str) -> dict[str, str]:
     """The header with the key of an environment variable; empty where there is none."""
     key = os.environ.get(variable, "").strip() if variable else ""
     if not key.isascii() or not key.isprintable():
-        raise ConfigError(f"{where}.api_key_env={variable}: what this variable holds is no key.")
+        raise ConfigError(
+            f"{where}.api_key_env={variable}: what this variable holds is no key. Set it to the key alone."
+        )
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _checked_variable(variable: str | None, where: str) -> str | None:
     if variable is not None and not _VARIABLE.fullmatch(variable):
         raise ConfigError(
-            f"{where}.api_key_env wants the name of an environment variable, not the key itself. What was given is no name."
+            f"{where}.api_key_env: what was given is no name of an environment variable. Put the key into one, and give its name."
         )
     return variable
 

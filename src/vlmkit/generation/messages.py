@@ -103,7 +103,7 @@ def _encoded_video(part: VideoPart) -> tuple[str, bytes]:
             reason="unsendable_media",
         )
     if not part.source.is_file():
-        raise DataError(f"video {str(part.source)!r} not found.", reason="missing_media")
+        raise DataError(f"video {str(part.source)!r} not found. Check the path, and data_root.", reason="missing_media")
     return mimetypes.guess_type(part.source.name)[0] or "video/mp4", part.source.read_bytes()
 
 
