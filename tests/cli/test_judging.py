@@ -104,7 +104,8 @@ def test_old_answers_are_judged_without_a_model_and_only_once(server, place, cap
     evaluate(place, "benchmarks=[simplevqa]", "rescore=true")
     figures = summary(place)["benchmarks"]["simplevqa"]
     assert figures["metric"] == "exact_match"
-    assert "judge" not in figures
+    assert figures["judge"] is None
+    assert "judging" not in figures
 
 
 def test_failed_judgements_are_shown_and_asked_by_the_next_run(server, place, capsys):

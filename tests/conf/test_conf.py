@@ -33,7 +33,7 @@ HELD_OUT = {"validation"}
 """A setting of `data` that the command takes."""
 LOOPED = {"max_epochs", "max_steps"}
 """Settings of `trainer` that the plan takes."""
-AT_RUN_TIME = {"HFBackend": {"directory"}}
+AT_RUN_TIME = {"HFBackend": {"directory"}, "VLLMBackend": {"directory"}}
 """Arguments that code gives, not yaml."""
 
 

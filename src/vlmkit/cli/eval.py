@@ -49,6 +49,8 @@ def _evaluate(
     config: DictConfig, benchmarks: list[Benchmark], directory: Path | None, output_dir: Path, judge: Judge | None
 ) -> None:
     from vlmkit.cli.judging import judged
+    from vlmkit.cli.presets import preset_of
+    from vlmkit.evaluation import provenance
     from vlmkit.evaluation.aggregate import aggregate
     from vlmkit.evaluation.answered import FileAnswers
     from vlmkit.evaluation.report import table, write_reports
@@ -71,6 +73,8 @@ def _evaluate(
     if config.answers:
         answers = FileAnswers(config.answers)
         checkpoint |= answers.identity
+        for one in benchmarks:
+            provenance.keep_asked(settings.path(one).parent, provenance.UNKNOWN)
         found = {one.name: run_answers(one, answers, settings) for one in benchmarks}
     elif config.rescore:
         found = {one.name: score_records(one, settings) for one in benchmarks}
@@ -80,9 +84,15 @@ def _evaluate(
         if not directory:
             checkpoint["path"] = f"{config.backend.model} at {config.backend.base_url}"
         checkpoint |= backend.identity
+        for one in benchmarks:
+            provenance.keep_asked(settings.path(one).parent, provenance.asked_with(backend, params))
         found = {one.name: run_benchmark(one, backend, settings) for one in benchmarks}
     benchmarks, found, told = judged(benchmarks, found, judge=judge, settings=settings)
     figures = {one.name: aggregate(one, found[one.name]) | told.get(one.name, {}) for one in benchmarks}
+    for one in benchmarks:
+        scored = provenance.scored_with(found[one.name], protocol=one.protocol, preset=preset_of(one, config))
+        made = provenance.kept_asked(settings.path(one).parent) | scored
+        figures[one.name] = made | figures[one.name]  # who judged, where somebody did, is among the figures
     summary = write_reports(output_dir, checkpoint=checkpoint, benchmarks=figures)
     page = write_report(
         output_dir,
@@ -128,17 +138,14 @@ def _checkpoint(config: DictConfig, directory: Path | None, output_dir: Path) ->
 
 def _benchmark(name: str, node: DictConfig, config: DictConfig) -> Benchmark:
     """Make a benchmark; settings that concern all replace those of its file, its own options win."""
-    from vlmkit.cli.benchmarks import protocols_of
+    from vlmkit.cli.presets import apply_protocol
     from vlmkit.evaluation.benchmark import Benchmark
-    from vlmkit.evaluation.benchmarks.asking import PROTOCOLS
 
     given = config.benchmark_options.get(name) or {}
-    for key in ("prompt_suffix", "data_root", "protocol", "seed"):
+    for key in ("prompt_suffix", "data_root", "seed"):
         if key in node and key not in given and config[key] is not None:
-            if key == "protocol" and config[key] not in PROTOCOLS:
-                raise ConfigError(f"protocol={config[key]}: choose {' or '.join(PROTOCOLS)}.")
-            if key != "protocol" or config[key] in protocols_of(node._target_):
-                node[key] = config[key]
+            node[key] = config[key]
+    apply_protocol(node, config, given)
     return build(node, Benchmark, f"benchmark_options.{name}")
 
 

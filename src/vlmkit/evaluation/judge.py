@@ -17,7 +17,7 @@ from vlmkit.evaluation.answers import remove_reasoning
 from vlmkit.evaluation.benchmark import BadCase, Case
 from vlmkit.evaluation.judging import Ask, JudgedBenchmark, Steps, judging_figures
 from vlmkit.evaluation.records import Record, append_records, read_records, replace_records
-from vlmkit.evaluation.runner import RunSettings
+from vlmkit.evaluation.runner import UNSCORED, RunSettings
 from vlmkit.evaluation.score import Score, failed
 from vlmkit.generation.endpoint import ChatEndpoint, RequestError, in_parallel
 
@@ -255,8 +255,10 @@ def judge_records(benchmark: JudgedBenchmark, judge: Judge, settings: RunSetting
     cache = open_replies(path.with_name("judgements.jsonl"))
 
     def decide(item: tuple[int, Case | BadCase, Record]) -> Record:
-        _, case, record = item
+        _, case, record = item[0], item[1], dict(item[2])
         score, told = failed(), None
+        if str(record.get("error") or "").startswith(UNSCORED):
+            record["error"] = None  # the rule's trouble, not the answer's
         if isinstance(case, Case) and not record.get("error"):
             steps = benchmark.benchmark.judging(case, record["answer"])
             score, told = judge.judge(steps, case_id=case.id, cache=cache)

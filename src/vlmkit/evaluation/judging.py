@@ -124,10 +124,16 @@ class JudgedBenchmark:
         self.unit = benchmark.unit
         self.judge: JudgeUse = benchmark.judge
         self.resampled = benchmark.resampled
+        self.figure_units: Mapping[str, str] = getattr(benchmark, "figure_units", {})
+        self.protocols: tuple[str, ...] = tuple(getattr(benchmark, "protocols", (benchmark.protocol,)))
 
     def __len__(self) -> int:
         """Rows of the data."""
         return len(self.benchmark)
+
+    def task(self) -> dict[str, Any]:
+        """The benchmark's: a judge changes no question."""
+        return self.benchmark.task()
 
     def cases(self) -> Iterator[Case | BadCase]:
         """The benchmark's."""

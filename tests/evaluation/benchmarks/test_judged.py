@@ -11,6 +11,7 @@ import json
 import pytest
 
 from tests.evaluation.benchmarks.test_further import DATA
+from tests.evaluation.benchmarks.test_further import FILES as FILES_OF_VLMEVALKIT
 from tests.evaluation.benchmarks.test_the_twelve import make, settings
 from tests.evaluation.real_columns import BLUE, HUB, RED, TSV, write_columns, write_hub, write_tsv
 from tests.serving import ChatServer, text_of
@@ -322,16 +323,19 @@ def test_mathvista_s_rule_is_unchanged_by_the_judge(tmp_path):
     assert [benchmark.score(case, "12").outcome for case in cases] == ["unparsed", "right", "wrong", "unparsed"]
 
 
-LETTERS = ("ai2d", "seed", "mmstar", "realworldqa", "mmmu", "science_qa", "mmbench_en", "mmvp", "blink", "mmmu_pro")
+LETTERS = ("ai2d", "seed", "mmstar", "realworldqa", "mmmu", "science_qa", "mmbench_en", "mmvp", "blink")
 WORDS = ("pope", "mme")
 UNREADABLE = "Hmm, it is hard to say, though I lean somewhere."
 
 
-def first_case(name, tmp_path, protocol="vlmevalkit"):
+def first_case(name, tmp_path, monkeypatch, protocol="vlmevalkit"):
     if name in HUB:
         write_hub(tmp_path, name)
-    else:
+    elif name in DATA:
         write_columns(tmp_path / name / DATA[name][0], DATA[name][1])
+    else:
+        monkeypatch.setitem(TSV, name, (make(name, tmp_path).tsv_name, [FILES_OF_VLMEVALKIT[name]]))
+        write_tsv(tmp_path, name)
     benchmark = make(name, tmp_path, protocol=protocol)
     return benchmark, next(case for case in benchmark.cases() if isinstance(case, Case))
 
@@ -350,8 +354,8 @@ def follow(steps, *replies):
 
 
 @pytest.mark.parametrize("name", LETTERS)
-def test_a_judge_finds_the_letter_where_the_rule_does_not(name, tmp_path):
-    benchmark, case = first_case(name, tmp_path)
+def test_a_judge_finds_the_letter_where_the_rule_does_not(name, tmp_path, monkeypatch):
+    benchmark, case = first_case(name, tmp_path, monkeypatch)
     assert benchmark.uses_judge
     assert benchmark.judged_metric == f"judged_{benchmark.metric}"
     wrong = next(letter for letter in case.options if letter != case.expected)
@@ -366,8 +370,8 @@ def test_a_judge_finds_the_letter_where_the_rule_does_not(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_a_judge_finds_yes_or_no_where_the_rule_does_not(name, tmp_path):
-    benchmark, case = first_case(name, tmp_path)
+def test_a_judge_finds_yes_or_no_where_the_rule_does_not(name, tmp_path, monkeypatch):
+    benchmark, case = first_case(name, tmp_path, monkeypatch)
     other = "No" if case.expected.lower() == "yes" else "Yes"
     for reply, outcome in ((case.expected.title(), "right"), (f"{other}.", "wrong"), ("Unknown", "unparsed")):
         score, (ask,) = follow(benchmark.judging(case, UNREADABLE), reply)
@@ -377,12 +381,12 @@ def test_a_judge_finds_yes_or_no_where_the_rule_does_not(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*LETTERS, *WORDS])
-def test_lmms_eval_s_rules_ask_no_judge(name, tmp_path):
-    assert not first_case(name, tmp_path, protocol="lmms-eval")[0].uses_judge
+def test_lmms_eval_s_rules_ask_no_judge(name, tmp_path, monkeypatch):
+    assert not first_case(name, tmp_path, monkeypatch, protocol="lmms-eval")[0].uses_judge
 
 
-def test_judged_figures_keep_their_names_but_the_headline_s(tmp_path):
-    benchmark, _ = first_case("pope", tmp_path)
+def test_judged_figures_keep_their_names_but_the_headline_s(tmp_path, monkeypatch):
+    benchmark, _ = first_case("pope", tmp_path, monkeypatch)
     rows = [{"extracted": "Yes", "expected": "yes", "category": "random"}]
     assert benchmark.judged_figures(rows) == {
         "judged_f1" if name == "f1" else name: value for name, value in benchmark.figures(rows).items()

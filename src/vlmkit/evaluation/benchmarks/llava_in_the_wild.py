@@ -36,6 +36,7 @@ class LlavaInTheWild(JudgedScoring):
     optional: ClassVar[Mapping[Layout, tuple[str, ...]]] = {"tsv": ("image", "image_path")}
     tsv_name = "LLaVABench"
     id_column = "question_id"
+    figure_units: ClassVar[Mapping[str, str]] = {"failed_reviews": "in number"}
 
     def read(self, row: Row, identifier: str) -> Case | None:
         """A question, with what the judge is told of the picture."""

@@ -39,6 +39,7 @@ class MathVerse(JudgedScoring):
     """
 
     name = "mathverse"
+    asked_by: ClassVar[tuple[str, ...]] = ("reasoned",)
     metric = "exact_match"
     prompts = (FINAL_ANSWER, SAME_ANSWER)
     columns: ClassVar[Mapping[Layout, tuple[str, ...]]] = {
