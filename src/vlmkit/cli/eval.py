@@ -33,12 +33,14 @@ def _task(config: DictConfig) -> None:
 
         print(text())
         return
+    from vlmkit.cli.available import with_data
     from vlmkit.cli.judging import make_judge, without_unscorable
     from vlmkit.cli.quiet import hush
 
     hush()
     judge = make_judge(config)
     benchmarks = without_unscorable([_benchmark(name, node, config) for name, node in nodes.items()], config)
+    benchmarks = with_data(benchmarks, asked_for_all=config.benchmarks == "all")
     assembled = Path(config.output_dir or "runs/eval").expanduser() / "model"
     directory = model_directory(config, assembled=assembled) if _needs_model(config) else None
     output_dir = _output_dir(config, directory)
