@@ -1,0 +1,1 @@
+def write_sweep_page(table, path): pass
