@@ -44,6 +44,15 @@ class ProcessLauncher(_VlmkitLauncher):
         self.launching = LocalProcesses(num_parallel=num_parallel, devices=devices)
 
 
+class SubmititLauncher(_VlmkitLauncher):
+    """Jobs of a cluster; see conf/hydra/launcher/submitit_slurm.yaml."""
+
+    def __init__(self, *, cluster: str, num_parallel: int, max_num_timeout: int, parameters: dict[str, Any]) -> None:
+        from vlmkit.cli.sweeping import cluster_jobs
+
+        self.launching = cluster_jobs(cluster, num_parallel, max_num_timeout, parameters)
+
+
 class _VlmkitSweeper(Sweeper):
     """A sweeper that keeps what it was set up with until it is asked to sweep."""
 
@@ -72,3 +81,26 @@ class GridSweeper(_VlmkitSweeper):
         from vlmkit.cli.sweeping import sweep_grid
 
         return sweep_grid(self.composer, self.launcher, self.params, arguments)
+
+
+class OptunaSweeper(_VlmkitSweeper):
+    """A search by Optuna; see conf/hydra/sweeper/optuna.yaml."""
+
+    def __init__(
+        self, *, params: dict[str, Any], num_trials: int, sampler: DictConfig, pruner: DictConfig | None
+    ) -> None:
+        self.params, self.num_trials, self.sampler, self.pruner = params, num_trials, sampler, pruner
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Search; the table."""
+        from vlmkit.cli.searching import sweep_optuna
+
+        return sweep_optuna(
+            self.composer,
+            self.launcher,
+            params=self.params,
+            num_trials=self.num_trials,
+            sampler=self.sampler,
+            pruner=self.pruner,
+            arguments=arguments,
+        )

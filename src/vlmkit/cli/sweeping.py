@@ -84,7 +84,7 @@ class Composer:
             run_dir=run_dir,
             settings={key.lstrip("+"): values[key] for key in keys if key in values},
             command=tuple(self.command(values, run_dir)),
-            config=self._config([f"{key}={value}" for key, value in values.items()]),
+            config=self.settings([f"{key}={value}" for key, value in values.items()]),
         )
 
     def command(self, values: Mapping[str, str], run_dir: Path) -> list[str]:
@@ -99,8 +99,8 @@ class Composer:
         flags = [word for path in added for word in ("--config-dir", path)]
         return [sys.executable, "-m", f"vlmkit.cli.{self.module}", *flags, *overrides]
 
-    def _config(self, overrides: list[str]) -> dict[str, Any]:
-        """The composed settings of a job, as plain values."""
+    def settings(self, overrides: list[str]) -> dict[str, Any]:
+        """The composed settings, as plain values: without those that say where a run goes."""
         config = self.loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.pop("hydra")
@@ -126,7 +126,7 @@ def sweep_grid(composer: Composer, launcher: Launcher, params: Mapping[str, obje
         Interrupted: a signal told the sweep to leave.
     """
     launching = launching_of(launcher)
-    listed = {key: list(_values(override)) for key, override in _by_key(composer, params, arguments).items()}
+    listed = {key: list(values_of(override)) for key, override in by_key(composer, params, arguments).items()}
     values = [dict(zip(listed, chosen, strict=True)) for chosen in itertools.product(*listed.values())]
     jobs = composer.jobs(values, differing(values))
     for job in jobs:
@@ -168,6 +168,24 @@ def launching_of(launcher: Launcher) -> Launching:
     return launching
 
 
+def cluster_jobs(cluster: str, num_parallel: int, max_num_timeout: int, parameters: Mapping[str, Any]) -> Launching:
+    """Where a cluster's jobs run.
+
+    Raises:
+        ConfigError: submitit is not installed.
+    """
+    try:
+        from vlmkit.sweeps.cluster import ClusterJobs
+    except ImportError as error:
+        raise ConfigError(
+            f"hydra/launcher=submitit_{cluster} needs the package submitit, which is not installed: "
+            "pip install 'vlmkit[sweep]'. Without it runs go one after the other on this machine: hydra/launcher=process."
+        ) from error
+    return ClusterJobs(
+        cluster=cast(Any, cluster), num_parallel=num_parallel, max_num_timeout=max_num_timeout, parameters=parameters
+    )
+
+
 def launch_for_others(
     composer: Composer, launching: Launching, job_overrides: Sequence[Sequence[str]]
 ) -> Sequence[JobReturn]:
@@ -197,13 +215,13 @@ def _returned(job: Job, overrides: Sequence[str], board: Board) -> JobReturn:
     return returned
 
 
-def _by_key(composer: Composer, params: Mapping[str, object], arguments: list[str]) -> dict[str, Override]:
+def by_key(composer: Composer, params: Mapping[str, object], arguments: list[str]) -> dict[str, Override]:
     """The last override of each key; those of the command line come after those of the config."""
     parsed = composer.parse([*(f"{key}={value}" for key, value in params.items()), *arguments])
     return {override.get_key_element(): override for override in parsed}
 
 
-def _values(override: Override) -> Iterator[str]:
+def values_of(override: Override) -> Iterator[str]:
     """The values that an override lists, as on a command line.
 
     Raises:

@@ -41,13 +41,14 @@ class Board:
         self.write_page = write_page
         self.runs: dict[str, tuple[Job, Outcome]] = {job.name: (job, WAITING) for job in jobs}
         self._number = 0
+        self._numbers: dict[str, int] = {}
         directory.mkdir(parents=True, exist_ok=True)
 
     def started(self, job: Job) -> None:
         """Tell that a job was started."""
-        self._number += 1
+        number = self._count(job)
         again = ", taken up again" if (job.run_dir / "train.jsonl").exists() else ""
-        _say(f"[{self._number}/{self.total}] {job.name}: started{again}; it prints to {job.run_dir / OUTPUT}")
+        _say(f"[{number}/{self.total}] {job.name}: started{again}; it prints to {job.run_dir / OUTPUT}")
         self.runs[job.name] = (job, Outcome(state="running"))
         self.write()
 
@@ -59,15 +60,19 @@ class Board:
         """Tell how a job ended, and write the table anew."""
         known = self.runs.get(job.name)
         running = known is not None and known[1].state == "running"
-        if not running:
-            self._number += 1
+        number = self._numbers[job.name] if running else self._count(job)
         self.runs[job.name] = (job, outcome)
         table = self.write()
         row = next(row for row in table.rows if row.name == job.name)
         score = "" if row.score is None else f", {table.metric} {figure(table.metric, row.score.value)}"
         time = f" in {duration(outcome.seconds)}" if running else " before, not run again"
         why = f": {outcome.error}" if outcome.error else ""
-        _say(f"[{self._number}/{self.total}] {job.name}: {outcome.state}{time}{score}{why}")
+        _say(f"[{number}/{self.total}] {job.name}: {outcome.state}{time}{score}{why}")
+
+    def _count(self, job: Job) -> int:
+        self._number += 1
+        self._numbers[job.name] = self._number
+        return self._number
 
     def write(self) -> Table:
         """Write `sweep.json`, `sweep.md` and `sweep.html` as things stand."""

@@ -90,13 +90,42 @@ def outcome_before(job: Job) -> Outcome:
     told = read_job(job.run_dir)
     if told is None:
         return WAITING
-    if changed := list(_differences(told["config"], job.config)):
-        raise ConfigError(
-            f"{job.run_dir} holds a run with other settings: {'; '.join(changed[:5])}. Set them back to go on with this "
-            "sweep, or choose another run_dir."
+    check_settings(f"{job.run_dir} holds a run", told["config"], job.config)
+    return _outcome(told, job.run_dir)
+
+
+def jobs_before(directory: Path) -> list[tuple[Job, Outcome]]:
+    """Every job of a sweep that was started before, as its `job.json` says."""
+    found: list[tuple[Job, Outcome]] = []
+    for path in sorted(directory.glob(f"*/{FILE}"), key=lambda path: path.parent.name):
+        told = read_job(path.parent)
+        assert told is not None
+        job = Job(
+            name=told["name"],
+            run_dir=path.parent,
+            settings=told["settings"],
+            command=tuple(told["command"]),
+            config=told["config"],
         )
+        found.append((job, _outcome(told, path.parent)))
+    return found
+
+
+def check_settings(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings.
+
+    Raises:
+        ConfigError: `what` was made with other ones; says which.
+    """
+    if changed := list(_differences(before, now)):
+        raise ConfigError(
+            f"{what} with other settings: {'; '.join(changed[:5])}. Set them back to go on, or choose another run_dir."
+        )
+
+
+def _outcome(told: Mapping[str, Any], run_dir: Path) -> Outcome:
     found = Outcome(state=told["state"], error=told["error"], seconds=told["seconds"], attempts=told["attempts"])
-    if found.state == "finished" and not (job.run_dir / "report.json").is_file():
+    if found.state == "finished" and not (run_dir / "report.json").is_file():
         return replace(found, state="interrupted", error="its report.json is gone")
     return replace(found, state="interrupted", error="the sweep was killed") if found.state == "running" else found
 
@@ -120,8 +149,10 @@ class Claim:
             ) from error
 
     def release(self) -> None:
-        """Let go; a process that was given the handle still holds it."""
-        os.close(self.handle)
+        """Let go, once; a process that was given the handle still holds it."""
+        if self.handle >= 0:
+            os.close(self.handle)
+        self.handle = -1
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
