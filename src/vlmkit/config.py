@@ -353,7 +353,8 @@ def with_saved_choices(arguments: list[str], groups: Iterable[str]) -> list[str]
     process.
     """
     named = [argument.removeprefix("init_from=") for argument in arguments if argument.startswith("init_from=")]
-    if not named or os.environ.get(TAKEN_OVER_VARIABLE):
+    swept = named and "," in named[-1] and not {"-m", "--multirun"}.isdisjoint(arguments)
+    if not named or swept or os.environ.get(TAKEN_OVER_VARIABLE):  # each job of a sweep over init_from looks for itself
         return arguments
     place = Path(named[-1].strip("'\"")).expanduser()
     options = {"model": "qwen3_vl"}

@@ -57,15 +57,15 @@ class _VlmkitSweeper(Sweeper):
     """A sweeper that keeps what it was set up with until it is asked to sweep."""
 
     composer: Composer
-    launcher: Launcher
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Make the launcher."""
         from hydra.core.plugins import Plugins
+
         from vlmkit.cli.sweeping import Composer
 
         self.composer = Composer(hydra_context, config)
-        self.launcher = Plugins.instance().instantiate_launcher(
+        self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
@@ -80,7 +80,7 @@ class GridSweeper(_VlmkitSweeper):
         """Run them all; the table."""
         from vlmkit.cli.sweeping import sweep_grid
 
-        return sweep_grid(self.composer, self.launcher, self.params, arguments)
+        return sweep_grid(self.composer, self._launcher, self.params, arguments)
 
 
 class OptunaSweeper(_VlmkitSweeper):
@@ -97,7 +97,7 @@ class OptunaSweeper(_VlmkitSweeper):
 
         return sweep_optuna(
             self.composer,
-            self.launcher,
+            self._launcher,
             params=self.params,
             num_trials=self.num_trials,
             sampler=self.sampler,

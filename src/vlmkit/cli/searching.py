@@ -82,7 +82,8 @@ def sweep_optuna(
         num_trials=num_trials,
         sampler=build(_as_node(sampler), BaseSampler, "hydra.sweeper.sampler"),
         pruner=build(_as_node(pruner), BasePruner, "hydra.sweeper.pruner") if pruner else None,
-        settings=composer.settings([f"{key}={value}" for key, value in fixed.items()]) | {"search": _in_words(overrides)},
+        settings=composer.settings([f"{key}={value}" for key, value in fixed.items()])
+        | {"search": _in_words(overrides)},
         make_job=make_job,
         write_page=write_sweep_page,
     )
@@ -110,13 +111,15 @@ def _distribution(override: Override) -> BaseDistribution:
     value = override.value()
     if isinstance(value, IntervalSweep):
         start, end, log = value.start, value.end, "log" in value.tags
-        assert start is not None and end is not None
+        assert start is not None
+        assert end is not None
         if isinstance(start, int) and isinstance(end, int):
             return IntDistribution(start, end, log=log)
         return FloatDistribution(float(start), float(end), log=log)
     if isinstance(value, RangeSweep) and not value.shuffle:
         start, stop, step = value.start, value.stop, value.step
-        assert start is not None and stop is not None
+        assert start is not None
+        assert stop is not None
         if isinstance(start, int) and isinstance(stop, int) and isinstance(step, int):
             return IntDistribution(start, stop - 1 - (stop - 1 - start) % step, step=step)
     if isinstance(value, (ChoiceSweep, RangeSweep)):

@@ -46,6 +46,11 @@ class ClusterJobs:
     ) -> None:
         if num_parallel < 1:
             raise ConfigError(f"hydra.launcher.num_parallel={num_parallel}: wanted at least 1.")
+        if cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
+            raise ConfigError(
+                "hydra/launcher=submitit_slurm: there is no srun here, so this is no machine of a SLURM cluster. To try the "
+                "same way without one: hydra/launcher=submitit_local."
+            )
         self.cluster = cluster
         self.num_parallel = num_parallel
         self.parameters = {name: value for name, value in parameters.items() if value is not None}
@@ -70,10 +75,7 @@ class ClusterJobs:
             )
             executor.update_parameters(name=name, **self.parameters)
         except (RuntimeError, NameError, ValueError, TypeError, AssertionError) as error:
-            raise ConfigError(
-                f"hydra/launcher=submitit_{self.cluster}: {error} To try a sweep without SLURM: hydra/launcher=submitit_local, "
-                "or process."
-            ) from error
+            raise ConfigError(f"hydra/launcher=submitit_{self.cluster}: {error}") from error
         return executor
 
 

@@ -157,7 +157,9 @@ class Claim:
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """What another run would be for, in words."""
-    old, new = (dict(_flat({key: value for key, value in one.items() if key not in _ABOUT_THE_PLACE})) for one in (before, now))
+    old, new = (
+        dict(_flat({key: value for key, value in one.items() if key not in _ABOUT_THE_PLACE})) for one in (before, now)
+    )
     missing = object()
     for key in dict.fromkeys([*old, *new]):
         if old.get(key, missing) != new.get(key, missing):

@@ -47,8 +47,7 @@ def run_names(jobs: Sequence[Mapping[str, str]], keys: Sequence[str]) -> list[st
     told = Counter(name.lower() for name in plain)
     alike = {name for name, count in told.items() if count > 1}
     return [
-        f"{name}-{_digest(job, keys)}" if name.lower() in alike else name
-        for name, job in zip(plain, jobs, strict=True)
+        f"{name}-{_digest(job, keys)}" if name.lower() in alike else name for name, job in zip(plain, jobs, strict=True)
     ]
 
 

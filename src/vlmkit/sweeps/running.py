@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,10 +131,10 @@ def _run(
                 exhausted = True
             elif (started := _start(job, launching, watching, {one.place for one in active})) is not None:
                 active.append(started)
-        if len(signals) > told:
+        if (wish := min(len(signals), 2)) > told:
             for one in active:
-                (one.running.stop if told == 0 else one.running.kill)()
-            told = len(signals)
+                (one.running.stop if wish == 1 else one.running.kill)()
+            told = wish
         for one in list(active):
             if show_output:
                 _show(one)
@@ -167,9 +166,7 @@ def _start(job: Job, launching: Launching, watching: Watching, taken: set[int]) 
     except BaseException:
         claim.release()
         raise
-    return _Active(
-        job=job, place=place, running=process, claim=claim, before=running, output_start=size, shown=size
-    )
+    return _Active(job=job, place=place, running=process, claim=claim, before=running, output_start=size, shown=size)
 
 
 def _end(one: _Active, status: int, watching: Watching, *, show_output: bool, left: bool) -> None:

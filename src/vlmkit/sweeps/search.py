@@ -108,27 +108,42 @@ class Search(Board):
         if size == self._seen.get(job.name, 0):
             return None
         self._seen[job.name] = size
-        trial = self.trials[job.name]
-        for step, metrics in validations_of(job.run_dir):
-            metric = self.metric or choose_metric(metrics)
-            value = metrics.get(metric)
-            if value is None or step in _reported(trial):
-                continue
-            trial.report(value, step)
-            if trial.should_prune():
-                return f"{metric} {figure(metric, value)} after step {step}: {type(self.study.pruner).__name__} ended it"
-        return None
+        return self._report(job, self.trials[job.name])
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """Tell Optuna how it ended; what is left to do comes first when the search is taken up again."""
         trial = self.trials.pop(job.name)
         self._seen.pop(job.name, None)
+        self._report(job, trial)  # what it measured since the last look, for others to be compared with
         value = value_of(job.run_dir, self.metric) if outcome.state == "finished" else None
         if value is not None:
-            self.study.tell(trial, value)
+            self._tell(trial, value)
         else:
-            self.study.tell(trial, state=TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL)
+            self._tell(trial, state=TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL)
         super().ended(job, outcome)
+
+    def _report(self, job: Job, trial: Trial) -> str | None:
+        """Report the validations that Optuna does not know; why the run need not go on, if Optuna says so."""
+        known, reason = _reported(trial), None
+        for step, metrics in validations_of(job.run_dir):
+            metric = self.metric or choose_metric(metrics)
+            value = metrics.get(metric)
+            if value is None or step in known:
+                continue
+            trial.report(value, step)
+            if reason is None and trial.should_prune():
+                pruner = type(self.study.pruner).__name__
+                reason = f"{metric} {figure(metric, value)} after step {step}: {pruner} ended it"
+        return reason
+
+    def _tell(self, trial: Trial, value: float | None = None, state: TrialState | None = None) -> None:
+        """Tell Optuna; a sampler that has nothing more to propose ends the search."""
+        try:
+            self.study.tell(trial, value, state=state)
+        except RuntimeError as error:  # how it says so outside of its own loop, once the trial is written
+            if "Study.stop" not in str(error):
+                raise
+            self._left = 0
 
     def _take_up(self) -> None:
         """Put what has no result, of a search that was left or whose runs failed, first in line."""
@@ -136,7 +151,11 @@ class Search(Board):
         for trial in trials:
             if trial.state == TrialState.RUNNING:
                 self.study.tell(trial.number, state=TrialState.FAIL)
-        waiting = [cast("dict[str, Any]", trial.system_attrs.get("fixed_params", {})) for trial in trials if trial.state == TrialState.WAITING]
+        waiting = [
+            cast("dict[str, Any]", trial.system_attrs.get("fixed_params", {}))
+            for trial in trials
+            if trial.state == TrialState.WAITING
+        ]
         known = [*(trial.params for trial in trials if trial.state in _DONE), *waiting]
         for trial in trials:
             if trial.params and trial.params not in known and _fits(trial, self.space):

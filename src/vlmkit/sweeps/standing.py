@@ -144,7 +144,10 @@ def standings(metric: str, runs: Sequence[Contender], *, seed: int) -> Standings
     adjusted = holm([one.p for one in differences], num_tests=num_pairs)
     sign = -1 if lower_is_better(metric) else 1
     unit = 100 if differences[0].unit == "percent" else 1
-    rows = [_standing(run.name, replace(one, p_holm=p), sign) for run, one, p in zip(others, differences, adjusted, strict=True)]
+    rows = [
+        _standing(run.name, replace(one, p_holm=p), sign)
+        for run, one, p in zip(others, differences, adjusted, strict=True)
+    ]
     return Standings(metric=metric, best=best.name, best_score=sign * unit * best.mean, num_pairs=num_pairs, rows=rows)
 
 
@@ -305,4 +308,6 @@ def _as_evaluation(directory: Path, lines: Sequence[Mapping[str, Any]]) -> Evalu
             "media": [],
         }
     figures = {"protocol": "held-out samples", "metric": "loss", "unit": "nats"}
-    return Evaluation(directory=directory, checkpoint={}, figures={HELD_OUT_LOSS: figures}, records={HELD_OUT_LOSS: records})
+    return Evaluation(
+        directory=directory, checkpoint={}, figures={HELD_OUT_LOSS: figures}, records={HELD_OUT_LOSS: records}
+    )

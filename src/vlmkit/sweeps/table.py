@@ -105,7 +105,9 @@ def make_table(directory: Path, runs: Sequence[tuple[Job, Outcome]], *, metric: 
         )
         for number in order
     ]
-    keys = differing([job.settings for job, _ in runs]) or list(dict.fromkeys(key for job, _ in runs for key in job.settings))
+    keys = differing([job.settings for job, _ in runs]) or list(
+        dict.fromkeys(key for job, _ in runs for key in job.settings)
+    )
     return Table(directory=directory, metric=metric, keys=labels(keys), rows=rows)
 
 

@@ -150,8 +150,8 @@ class Validator(Callback):
             ones = torch.ones(len(losses), dtype=torch.float64, device=losses.device)
             zeros = torch.zeros(2, len(batch["rows"]), dtype=torch.float64, device=losses.device)
             sums.append(zeros.index_add(1, samples, torch.stack([losses.double(), ones])))
-        own = torch.cat(sums, dim=1).tolist() if sums else [[], []]
-        return HeldOut.joined(gather((rows, *own)))
+        losses, counts = torch.cat(sums, dim=1).tolist() if sums else ([], [])
+        return HeldOut.joined(gather((rows, losses, counts)))
 
     def _judge(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         if self.best is None or (value := metrics.get(self.best)) is None:
