@@ -23,7 +23,7 @@ from vlmkit.sweeps.job import Job, outcome_before
 from vlmkit.sweeps.naming import differing, run_names
 from vlmkit.sweeps.result import value_of
 from vlmkit.sweeps.running import Launching, Watching, run_jobs
-from vlmkit.sweeps.table import Table
+from vlmkit.sweeps.table import JSON_FILE, Table, read_sweep
 
 _THE_SWEEP_S_OWN = ("run_dir",)
 """Settings that say where the sweep goes, and cannot differ between its jobs."""
@@ -128,7 +128,8 @@ def sweep_grid(composer: Composer, launcher: Launcher, params: Mapping[str, obje
     launching = launching_of(launcher)
     listed = {key: list(values_of(override)) for key, override in by_key(composer, params, arguments).items()}
     values = [dict(zip(listed, chosen, strict=True)) for chosen in itertools.product(*listed.values())]
-    jobs = composer.jobs(values, differing(values))
+    named = {*differing(values), *_keys_before(composer.directory)}
+    jobs = composer.jobs(values, [key for key in listed if key in named or key.lstrip("+") in named])
     for job in jobs:
         outcome_before(job)  # refuses other settings before anything runs
     board = Board(
@@ -138,6 +139,7 @@ def sweep_grid(composer: Composer, launcher: Launcher, params: Mapping[str, obje
         total=len(jobs),
         write_page=write_sweep_page,
     )
+    board.remember()
     at_once = f"{launching.num_parallel} at a time" if launching.num_parallel > 1 else "one at a time"
     print(f"Sweep {composer.directory}: {len(jobs)} runs, {at_once}.", flush=True)
     return run_sweep(iter(jobs), launching, board, board)
@@ -213,6 +215,11 @@ def _returned(job: Job, overrides: Sequence[str], board: Board) -> JobReturn:
         returned.status = JobStatus.FAILED
         returned.return_value = ConfigError(f"{job.name}: {outcome.state}: {outcome.error}")
     return returned
+
+
+def _keys_before(directory: Path) -> list[str]:
+    """What runs were named by when this directory was swept before: a value taken away or added renames none."""
+    return list(read_sweep(directory)["settings"]) if (directory / JSON_FILE).is_file() else []
 
 
 def by_key(composer: Composer, params: Mapping[str, object], arguments: list[str]) -> dict[str, Override]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vlmkit.errors import VlmkitError
-from vlmkit.sweeps.job import OUTPUT, WAITING, Job, Outcome
+from vlmkit.sweeps.job import OUTPUT, WAITING, Job, Outcome, jobs_before
 from vlmkit.sweeps.table import HTML_FILE, MARKDOWN_FILE, Table, duration, figure, make_table, text, write_table
 
 
@@ -43,6 +43,12 @@ class Board:
         self._number = 0
         self._numbers: dict[str, int] = {}
         directory.mkdir(parents=True, exist_ok=True)
+
+    def remember(self) -> None:
+        """Take runs into the table that were finished here before and are not among the jobs of today."""
+        for job, outcome in jobs_before(self.directory):
+            if outcome.done:
+                self.runs.setdefault(job.name, (job, outcome))
 
     def started(self, job: Job) -> None:
         """Tell that a job was started."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,6 +56,8 @@ class ClusterJobs:
         self.num_parallel = num_parallel
         self.parameters = {name: value for name, value in parameters.items() if value is not None}
         self.max_num_timeout = max_num_timeout
+        with tempfile.TemporaryDirectory() as folder:
+            self._executor(Path(folder), "refused now, not after the first job")
 
     def start(self, job: Job, claim: Claim, place: int) -> ClusterJob:
         """Submit a job; the claim on its directory goes over to its process."""
