@@ -54,7 +54,7 @@ def _two(config: DictConfig) -> None:
     """One evaluation against another."""
     if config.first is None or config.second is None:
         raise ConfigError(
-            "two evaluation directories are compared: vlmkit-compare runs/a/eval runs/b/eval; or the runs of a sweep: "
+            "two evaluation directories are compared. Name both: vlmkit-compare runs/a/eval runs/b/eval; or the runs of a sweep: "
             "vlmkit-compare sweep=runs/sweep"
         )
     from vlmkit.evaluation.comparison import compare, read_evaluation, table

@@ -349,7 +349,8 @@ def take_up(data: PackedDataModule, freeze: FreezePolicy, state: RunState, check
         )
     if state.freeze != vars(freeze):
         raise CheckpointError(
-            f"resume_from: {checkpoint} was trained with freeze {state.freeze}, now it is {vars(freeze)}."
+            f"resume_from: {checkpoint} was trained with freeze {state.freeze}, now it is {vars(freeze)}. "
+            "Set it back, or start a new run with init_from."
         )
     data.start_pack, data.start_step = state.consumed_packs, state.step
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,9 @@ from vlmkit.processing.media import PixelBudget
 from vlmkit.processing.processor import Processor
 from vlmkit.processing.video import ReaderName, VideoReading
 
+_MOST_WORKERS = 4
+"""Where nobody says how many: each holds a tokenizer and a reader of videos."""
+
 
 class PackedDataModule(L.LightningDataModule):
     """Counts, plans and loads the rows of one or more manifests.
@@ -56,7 +60,8 @@ class PackedDataModule(L.LightningDataModule):
         order: `shuffled`, `grouped` or `sequential`.
         heaviest_first: The heaviest pack goes first, so that memory fails at once or never.
         pixels: `uint8` or `float32`; see `encode_example`.
-        num_workers: Processes that load; 0 loads in the main one.
+        num_workers: Processes that load; 0 loads in the main one. None: as many as the CPUs that this process may use,
+            at most four.
         cache_dir: Where the index is kept.
         seed: Of the order of rows.
     """
@@ -88,7 +93,7 @@ class PackedDataModule(L.LightningDataModule):
         order: Order,
         heaviest_first: bool,
         pixels: Pixels,
-        num_workers: int,
+        num_workers: int | None,
         cache_dir: str | Path,
         seed: int,
     ) -> None:
@@ -105,7 +110,7 @@ class PackedDataModule(L.LightningDataModule):
         _check_number("batch_size", batch_size, least=1, optional=True)
         _check_number("tokens_per_batch", tokens_per_batch, least=1, optional=True)
         _check_number("patches_per_batch", patches_per_batch, least=1, optional=True)
-        _check_number("num_workers", num_workers, least=0)
+        _check_number("num_workers", num_workers, least=0, optional=True)
         _check_number("seed", seed, least=0)
         _check_choice("overlong", overlong, OVERLONG)
         _check_choice("on_bad_row", on_bad_row, ("error", "skip"))
@@ -140,7 +145,7 @@ class PackedDataModule(L.LightningDataModule):
         self.order: Order = order
         self.heaviest_first = heaviest_first
         self.pixels: Pixels = pixels
-        self.num_workers = num_workers
+        self.num_workers = min(usable_cpus(), _MOST_WORKERS) if num_workers is None else num_workers
         self.cache_dir = Path(cache_dir).expanduser()
         self.seed = seed
         self.start_pack = 0
@@ -369,6 +374,11 @@ def _packed_contents(index: Index, processor: Processor) -> list[str]:
     """
     limits = [json.dumps(dict(source.limits), sort_keys=True) for source in index.sources]
     return [*index.contents, processor.fingerprint, *limits]
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: on a shared machine often fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_number(name: str, value: object, *, least: int, optional: bool = False, whole: bool = True) -> None:

@@ -44,7 +44,7 @@ class HFBackend:
             )
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"ckpt={directory}: no model can be loaded ({str(error).splitlines()[0]})."
+                f"ckpt={directory}: no model can be loaded ({str(error).splitlines()[0]}). Export or download it again."
             ) from error
         self.model = model.eval().to(self.device)
         self.dtype = dtype

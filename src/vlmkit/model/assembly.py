@@ -232,7 +232,9 @@ class Assembly:
         proofs = [_prove_tensors(vlm)]
         if _on_meta(vlm.model):  # nothing could be computed with it
             vlm.report.proofs = proofs
-            raise AssemblyError(f"The assembled model failed its proof: {proofs[0].claim} ({proofs[0].detail}).")
+            raise AssemblyError(
+                f"The assembled model failed its proof: {proofs[0].claim} ({proofs[0].detail}). Check the parts' files."
+            )
         dtype = vlm.model.dtype
         vlm.model.float()  # rotary frequencies are in fp32 already: they are proved as they were built
         align_parameters(vlm.model)
@@ -243,7 +245,9 @@ class Assembly:
             restore_rotary_buffers(vlm.model)
         vlm.report.proofs = proofs
         if failed := [proof for proof in proofs if not proof.holds]:
-            raise AssemblyError(f"The assembled model failed its proof: {failed[0].claim} ({failed[0].detail}).")
+            raise AssemblyError(
+                f"The assembled model failed its proof: {failed[0].claim} ({failed[0].detail}). Please report it."
+            )
 
     def _place(self, part: str) -> Path:
         return resolve(getattr(self, part), key=f"model.{self._keys[part]}")
@@ -253,13 +257,13 @@ class Assembly:
         vision_source, language_source = _read_config(places["vision_encoder"]), _read_config(places["language_model"])
         if not hasattr(vision_source, "vision_config"):
             raise AssemblyError(
-                f"model.vision_encoder: {self.vision_encoder} is a {vision_source.model_type}, which has no vision encoder."
+                f"model.vision_encoder: {self.vision_encoder} is a {vision_source.model_type}, which has no vision encoder. Name a vision-language checkpoint."
             )
         tied = bool(language_source.tie_word_embeddings)
         language = getattr(language_source, "text_config", language_source).to_dict()
         if "text_config" not in template:
             raise AssemblyError(
-                f"model.template: {self.template} is a {template.get('model_type')}, not a vision-language model."
+                f"model.template: {self.template} is a {template.get('model_type')}, not a vision-language model. Name one."
             )
         merged, fields = merge_configs(
             template,
@@ -282,7 +286,9 @@ class Assembly:
             wanted = AutoTokenizer.from_pretrained(self.processor_source, trust_remote_code=False)
             found = AutoTokenizer.from_pretrained(language_model, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise AssemblyError(f"The parts' tokenizers cannot be compared: {str(error).splitlines()[0]}") from error
+            raise AssemblyError(
+                f"The parts' tokenizers cannot be compared: {str(error).splitlines()[0]}. Download both checkpoints whole."
+            ) from error
         special = {token.content for token in wanted.added_tokens_decoder.values() if token.special}
         check_tokenizers(wanted.get_vocab(), found.get_vocab(), special=special, rows=rows)
 
@@ -293,11 +299,13 @@ class Assembly:
         there = _name_in(reader, name)
         if there is None:
             raise AssemblyError(
-                f"model.{part}: {getattr(self, part)} has no tensor for {name}. It is not the model its config describes."
+                f"model.{part}: {getattr(self, part)} has no tensor for {name}. It is not the model its config describes: compare config.json with the weights."
             )
         found = reader.shape(there)
         if found != shape and not (_is_merger_output(name) and found[1:] == shape[1:]):
-            raise AssemblyError(f"model.{part}: tensor {there} has shape {found}, the model needs {shape}.")
+            raise AssemblyError(
+                f"model.{part}: tensor {there} has shape {found}, the model needs {shape}. Compare config.json with the weights."
+            )
         origin: Origin = "copied"
         if _is_merger_output(name) and self.merger_init == "random":
             origin = "new"
@@ -464,7 +472,9 @@ class WholeCheckpoint:
         for name in _wanted(model):
             there = _name_in(reader, name)
             if there is None or reader.shape(there) != list(model.get_parameter(name).shape):
-                raise AssemblyError(f"model.path: {self.path} has no tensor of the right shape for {name}.")
+                raise AssemblyError(
+                    f"model.path: {self.path} has no tensor of the right shape for {name}. Compare its config.json with the weights."
+                )
             found[name] = there
         for part in ("vision_encoder", "language_model"):
             _refuse_leftovers(reader, part, set(found), key="model.path", source=self.path)
@@ -521,7 +531,9 @@ def _read_config(place: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{place}: no readable config.json ({str(error).splitlines()[0]}).") from error
+        raise CheckpointError(
+            f"{place}: no readable config.json ({str(error).splitlines()[0]}). Copy or download the checkpoint again."
+        ) from error
 
 
 def _wanted(model: nn.Module) -> list[str]:

@@ -59,7 +59,9 @@ def save_hf(
         _put_in_place(aside, directory)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise CheckpointError(f"{directory}: could not be written ({error}). What stood there stands.") from error
+        raise CheckpointError(
+            f"{directory}: could not be written ({error}). What stood there stands. Make room, or name another directory."
+        ) from error
     return directory
 
 
@@ -108,7 +110,9 @@ def read_provenance(directory: Path) -> dict[str, Any] | None:
         return None
     content = json.loads(path.read_text())
     if content.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path}: its schema is {content.get('schema')!r}, this version reads {SCHEMA!r}.")
+        raise CheckpointError(
+            f"{path}: its schema is {content.get('schema')!r}, this version reads {SCHEMA!r}. Export it with the version that wrote it."
+        )
     if (layout := content.get("key_layout")) != KEY_LAYOUT:
         raise CheckpointError(
             f"{path}: its tensors are named as {layout!r} names them (written with transformers "
@@ -133,11 +137,13 @@ def prove_export(directory: Path, *, model: Qwen3VLForConditionalGeneration, pro
     reader = TensorReader(directory)
     if unequal := sorted(set(live) ^ set(reader.names)):
         raise CheckpointError(
-            f"{directory}: {len(unequal)} tensors are in the file or in the model only (first: {unequal[0]})."
+            f"{directory}: {len(unequal)} tensors are in the file or in the model only (first: {unequal[0]}). Please report it."
         )
     for name, tensor in live.items():
         if tensor_hash(reader.read(name)) != tensor_hash(tensor):
-            raise CheckpointError(f"{directory}: tensor {name} in the file differs from the model's.")
+            raise CheckpointError(
+                f"{directory}: tensor {name} in the file differs from the model's. Write it again, to another disk."
+            )
     reopened = AutoModelForImageTextToText.from_pretrained(directory, dtype=model.dtype, trust_remote_code=False).eval()
     align_parameters(reopened)
     reprocessor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
@@ -151,7 +157,9 @@ def prove_export(directory: Path, *, model: Qwen3VLForConditionalGeneration, pro
             module.training = mode
     limits = Processor(reprocessor, positions_per_side=processor.geometry.positions_per_side).limits()
     if limits != processor.limits():
-        raise CheckpointError(f"{directory}: its pixel limits read back as {limits}, saved were {processor.limits()}.")
+        raise CheckpointError(
+            f"{directory}: its pixel limits read back as {limits}, saved were {processor.limits()}. Please report it."
+        )
 
 
 def weights_hash(directory: Path) -> str:
@@ -185,14 +193,16 @@ def _compare(directory: Path, number: int, reopened: Any, model: Any, inputs: di
         theirs, ours = (one(**inputs, use_cache=False).logits for one in (reopened, model))
         tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.1
         if (worst := float((theirs - ours).abs().max())) > tolerance * max(1.0, float(theirs.abs().max())):
-            raise CheckpointError(f"{directory}: logits differ by {worst:g} from the model's on probe {number}.")
+            raise CheckpointError(
+                f"{directory}: logits differ by {worst:g} from the model's on probe {number}. Please report it."
+            )
         texts = [
             one.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :].tolist()
             for one in (reopened, model)
         ]
     if texts[0] != texts[1] and tolerance < 0.1:
         raise CheckpointError(
-            f"{directory}: greedy tokens {texts[0]} differ from the model's {texts[1]} on probe {number}."
+            f"{directory}: greedy tokens {texts[0]} differ from the model's {texts[1]} on probe {number}. Please report it."
         )
 
 

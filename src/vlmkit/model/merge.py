@@ -112,7 +112,7 @@ def check_fit(template: Config, vision: Config, language: Config) -> None:
         )
     if (wanted := template["vision_config"].get("model_type")) != vision.get("model_type"):
         raise AssemblyError(
-            f"model.vision_encoder: its family is {vision.get('model_type')!r}, the template's {wanted!r}."
+            f"model.vision_encoder: its family is {vision.get('model_type')!r}, the template's {wanted!r}. Use its checkpoint as model.template too."
         )
     for name in ("patch_size", "temporal_patch_size", "spatial_merge_size"):
         if vision[name] != (wanted := template["vision_config"][name]):
@@ -141,9 +141,13 @@ def check_fit(template: Config, vision: Config, language: Config) -> None:
             )
     taps, layers = len(vision.get("deepstack_visual_indexes", ())), language["num_hidden_layers"]
     if taps > layers:
-        raise AssemblyError(f"model.language_model: {layers} layers cannot take in {taps} DeepStack features.")
+        raise AssemblyError(
+            f"model.language_model: {layers} layers cannot take in {taps} DeepStack features. Choose a deeper one."
+        )
     if language.get("use_sliding_window"):
-        raise AssemblyError("model.language_model: sliding-window attention has no place in a packed Qwen3-VL.")
+        raise AssemblyError(
+            "model.language_model: sliding-window attention has no place in a packed Qwen3-VL. Choose one with full attention."
+        )
 
 
 def check_tokenizers(template: Mapping[str, int], language: Mapping[str, int], *, special: set[str], rows: int) -> None:
@@ -176,7 +180,7 @@ def check_tokenizers(template: Mapping[str, int], language: Mapping[str, int], *
         )
     if max(template.values()) >= rows:
         raise AssemblyError(
-            f"model.language_model: the tokenizer has ids up to {max(template.values())}, the embeddings {rows} rows."
+            f"model.language_model: the tokenizer has ids up to {max(template.values())}, the embeddings {rows} rows. Choose one whose embeddings cover its tokenizer."
         )
 
 

@@ -36,11 +36,13 @@ class MediumLayout:
         grid: Patches along time, height, width.
         frames: Indices of the sampled frames (video only).
         seconds: Time stamp of each frame pair (video only).
+        fps: Frames per second in which `frames` count (video only).
     """
 
     grid: Grid
     frames: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
+    fps: float = 0.0
 
     @property
     def num_patches(self) -> int:
@@ -65,6 +67,21 @@ class Measure:
     num_patches: int
     num_media: int
     num_visual_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptTokens:
+    """Tokens of a conversation up to the generation prompt, for engines that process media themselves.
+
+    Attributes:
+        written: As the template writes them: one token for each image or video.
+        expanded: As the model sees them: the `input_ids` of `encode_prompt`.
+        layouts: How each medium is laid out, in the order in which they are said.
+    """
+
+    written: list[int]
+    expanded: list[int]
+    layouts: list[MediumLayout]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +186,24 @@ def encode_prompt(conversation: Conversation, processor: Processor) -> dict[str,
     return prompt
 
 
+def prompt_tokens(conversation: Conversation, processor: Processor) -> PromptTokens:
+    """Tokens of a prompt before and after its media are expanded; headers only, no pixel is decoded.
+
+    Raises:
+        DataError: as `encode_example`, as far as headers tell.
+    """
+    with _located(conversation):
+        layouts = [layout(part, processor) for part in conversation.media]
+        rendered = render(conversation, processor, generation_prompt=True)
+        expanded = _encode(rendered, layouts, processor).ids
+    stretches = list(_stretches(rendered, processor))
+    tokenised = iter(_tokenise([rendered.restore(text) for _, text, special in stretches if not special], processor))
+    written: list[int] = []
+    for _, text, special in stretches:
+        written += [processor.special_token_ids[text]] if special else next(tokenised).ids
+    return PromptTokens(written=written, expanded=expanded, layouts=layouts)
+
+
 def layout(part: ImagePart | VideoPart, processor: Processor) -> MediumLayout:
     """Lay out one medium from its header: grid, and for a video the frames to sample and their time stamps.
 
@@ -183,7 +218,7 @@ def layout(part: ImagePart | VideoPart, processor: Processor) -> MediumLayout:
     padded = frames + [frames[-1]] * (-len(frames) % pair)
     seconds = tuple((padded[first] / fps + padded[first + pair - 1] / fps) / 2 for first in range(0, len(padded), pair))
     grid = processor.video_grid(len(frames), header.height, header.width)
-    return MediumLayout(grid=grid, frames=tuple(frames), seconds=seconds)
+    return MediumLayout(grid=grid, frames=tuple(frames), seconds=seconds, fps=fps)
 
 
 def _sample_frames(num_frames: int, fps: float | None, processor: Processor) -> tuple[list[int], float]:

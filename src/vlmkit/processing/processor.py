@@ -213,7 +213,7 @@ class Processor:
             if grid != (1, high // self.geometry.patch_size, wide // self.geometry.patch_size):
                 raise CheckpointError(
                     f"The processor resized {width} x {height} pixels to {wide} x {high}, which is not what its limits "
-                    f"{_limits(image)} say. This version of transformers reads the pixel limits in another way."
+                    f"{_limits(image)} say. This version of transformers reads the pixel limits in another way: install one that vlmkit asks for."
                 )
 
 
@@ -251,10 +251,12 @@ def load_processor(
         ) from error
     if not hasattr(hf, "video_processor") or not hasattr(hf, "image_processor"):
         raise CheckpointError(
-            f"model.processor: {str(source)!r} holds a {type(hf).__name__}, not a vision-language processor."
+            f"model.processor: {str(source)!r} holds a {type(hf).__name__}, not a vision-language processor. Give a Qwen3-VL checkpoint."
         )
     if not hf.chat_template:
-        raise CheckpointError(f"model.processor: {str(source)!r} has no chat template, so nothing could be rendered.")
+        raise CheckpointError(
+            f"model.processor: {str(source)!r} has no chat template, so nothing could be rendered. Give a checkpoint that has one."
+        )
     try:
         return Processor(hf, positions_per_side=positions_per_side, budget=budget, reading=reading)
     except ValueError as error:
@@ -269,7 +271,7 @@ def _apply_budget(image: Any, video: Any, budget: PixelBudget) -> None:
         least, most = getattr(budget, f"{kind}_min_pixels") or least, getattr(budget, f"{kind}_max_pixels") or most
         if least > most:
             raise ValueError(
-                f"{kind}_min_pixels ({least}) exceeds {kind}_max_pixels ({most}), one of them from the checkpoint"
+                f"{kind}_min_pixels ({least}) exceeds {kind}_max_pixels ({most}), one of them from the checkpoint; set both"
             )
         processor.size = SizeDict(shortest_edge=least, longest_edge=most)  # a plain dict would be ignored later on
     if budget.video_fps is not None:

@@ -123,7 +123,9 @@ def check_form(path: Path, *, shared: bool) -> None:
         CheckpointError: it is of the other form, or a sharded one that is not whole.
     """
     if path.is_dir() and not is_sharded(path):
-        raise CheckpointError(f"{path}: not a whole sharded checkpoint (it lacks {META_FILE} or {_TENSORS_FILE}).")
+        raise CheckpointError(
+            f"{path}: not a whole sharded checkpoint (it lacks {META_FILE} or {_TENSORS_FILE}). Resume from another one."
+        )
     if path.is_dir() != shared:
         wrote, reads = ("trainer=single or trainer=ddp", "trainer=fsdp") if shared else ("trainer=fsdp", "this trainer")
         raise CheckpointError(
@@ -144,7 +146,7 @@ def check_names(path: Path, wanted: set[str]) -> set[str]:
         raise CheckpointError(
             f"{path}: holds {len(found - wanted)} tensors that are not trained here "
             f"(first: {min(found - wanted, default='-')}) and lacks {len(wanted - found)} that are "
-            f"(first: {min(wanted - found, default='-')}). Another freeze= or model= wrote it."
+            f"(first: {min(wanted - found, default='-')}). Another freeze= or model= wrote it: set them back, or start a new run with init_from=."
         )
     return set(told)
 
