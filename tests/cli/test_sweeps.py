@@ -67,7 +67,7 @@ def test_what_is_finished_is_not_run_again_and_other_settings_are_refused(swept)
     ("overrides", "message"),
     [
         (["freeze=merger_only,mergr_only"], "freeze=mergr_only: no such option. Did you mean merger_only?"),
-        (["optim.lr=interval(0.1,1)"], "List them, or choose hydra/sweeper=optuna"),
+        (["optim.lr=interval(0.1,1)"], "Give them one by one, or choose hydra/sweeper=optuna"),
         (["hydra/launcher=basic"], "Choose hydra/launcher=process"),
         (["optim.lr=1,1.0,1"], "The sweep has the same run twice"),
         (["hydra/sweeper=optuna"], "hydra/sweeper=optuna: nothing to search"),
@@ -172,7 +172,8 @@ def test_control_c_saves_what_is_under_way_and_the_sweep_goes_on_later(manifest,
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
     assert re.search(
-        r"vlmkit-train: SIGINT: the runs under way were saved\. Run the same command again to go on\.", output
+        r"vlmkit-train: SIGINT: the runs under way were saved\. Run the same command with run_dir=\S+/sweep to go on\.",
+        output,
     )
     told = {one["name"]: one["state"] for one in sweep_of(tmp_path / "sweep")["runs"]}
     assert told == {"lr-0.001": "interrupted", "lr-0.002": "waiting"}

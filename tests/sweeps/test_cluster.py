@@ -48,7 +48,7 @@ def test_runs_are_processes_there_too(tmp_path):
         job(tmp_path, "b", "os.kill(os.getpid(), signal.SIGKILL)"),
         job(tmp_path, "c", "sys.exit('vlmkit-train: broken')"),
     ]
-    run_jobs(iter(jobs), launching=local(), watching=log, show_output=False)
+    run_jobs(iter(jobs), directory=tmp_path, launching=local(), watching=log, show_output=False)
     assert log.states == {"a": "finished", "b": "failed", "c": "failed"}
     assert "SIGKILL" in log.outcomes["b"].error
     assert log.outcomes["c"].error == "broken"
@@ -57,7 +57,7 @@ def test_runs_are_processes_there_too(tmp_path):
 
 def test_a_run_is_ended_early_by_a_wish_in_its_directory(tmp_path):
     log = Log({"a": "it falls behind"})
-    run_jobs(iter([job(tmp_path, "a", WAITS)]), launching=local(), watching=log, show_output=False)
+    run_jobs(iter([job(tmp_path, "a", WAITS)]), directory=tmp_path, launching=local(), watching=log, show_output=False)
     assert log.states == {"a": "pruned"}
 
 
@@ -65,7 +65,9 @@ def test_a_signal_to_the_sweep_lets_the_runs_save(tmp_path):
     log = Log()
     log.stop_early = lambda one: os.kill(os.getpid(), signal.SIGINT) if (one.run_dir / "ready").exists() else None
     with pytest.raises(Interrupted, match="SIGINT"):
-        run_jobs(iter([job(tmp_path, "a", WAITS)]), launching=local(), watching=log, show_output=False)
+        run_jobs(
+            iter([job(tmp_path, "a", WAITS)]), directory=tmp_path, launching=local(), watching=log, show_output=False
+        )
     assert log.states == {"a": "interrupted"}
 
 
@@ -106,7 +108,7 @@ def test_slurm_is_asked_for_what_the_settings_say(tmp_path, monkeypatch):
     )  # fmt: skip
     log = Log()
     jobs = [job(tmp_path, "lr-1e-05", "finish()"), job(tmp_path, "lr-2e-05", "sys.exit('vlmkit-train: broken')")]
-    run_jobs(iter(jobs), launching=cluster, watching=log, show_output=False)
+    run_jobs(iter(jobs), directory=tmp_path, launching=cluster, watching=log, show_output=False)
     assert log.states == {"lr-1e-05": "finished", "lr-2e-05": "failed"}, (tmp_path / "said").read_text()
     assert log.outcomes["lr-2e-05"].error == "broken"
     asked = next(tmp_path.glob("submitted-*")).read_text()

@@ -8,6 +8,7 @@ import select
 import signal
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ from vlmkit.sweeps.running import last_words, run_jobs
 def run(*jobs, log=None, num_parallel=1, devices=None, show_output=False):
     log = log or Log()
     launching = LocalProcesses(num_parallel=num_parallel, devices=devices)
-    run_jobs(iter(jobs), launching=launching, watching=log, show_output=show_output)
+    run_jobs(iter(jobs), directory=Path(), launching=launching, watching=log, show_output=show_output)
     return log
 
 
@@ -123,7 +124,9 @@ class Signals(Log):
 def test_a_signal_lets_the_runs_save_and_starts_no_other(tmp_path, number):
     before = signal.getsignal(number)
     log = Signals(number)
-    with pytest.raises(Interrupted, match=f"{number.name}: the runs under way were saved. Run the same command again"):
+    with pytest.raises(
+        Interrupted, match=f"{number.name}: the runs under way were saved. Run the same command with run_dir="
+    ):
         run(job(tmp_path, "a", WAITS), job(tmp_path, "b"), log=log)
     assert log.states == {"a": "interrupted"}
     assert log.starts == ["a"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,7 @@ def search(folder, code_of, space, num_trials, *, pruner=None, settings=None, me
 
 def run(found, num_parallel=1):
     launching = LocalProcesses(num_parallel=num_parallel, devices=None)
-    run_jobs(found.jobs(), launching=launching, watching=found, show_output=False)
+    run_jobs(found.jobs(), directory=Path(), launching=launching, watching=found, show_output=False)
     return {name: outcome.state for name, (_, outcome) in found.runs.items()}
 
 

@@ -125,7 +125,7 @@ def test_other_held_out_samples_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ("train/loss", "train/loss: it was not measured on the same cases"),
+        ("train/loss", "train/loss: it was not measured on the same cases, and gives no pairs"),
         ("eval/gqa", "gqa was not measured there. Evaluate every run first: vlmkit-eval ckpt="),
     ],
 )
@@ -137,7 +137,7 @@ def test_what_was_not_measured_on_the_same_cases_is_refused(tmp_path, metric, me
 
 
 def test_one_run_or_none_is_nothing_to_compare(tmp_path):
-    with pytest.raises(VlmkitError, match="1 finished runs. Two or more are needed"):
+    with pytest.raises(VlmkitError, match="1 finished runs. Name two or more"):
         contenders([tmp_path], None)
     with pytest.raises(VlmkitError, match="nowhere: no such directory"):
         contenders([tmp_path, tmp_path / "nowhere"], None)
@@ -151,7 +151,7 @@ def test_evaluation_directories_may_be_named_themselves(tmp_path):
     assert metric == "eval/gqa"
     assert standings(metric, found, seed=0).rows[0].difference == 0.0
     write(tmp_path / "c", {"gqa": scores, "mmmu": scores})
-    with pytest.raises(VlmkitError, match=r"Which benchmark\? metric=eval/gqa, metric=eval/mmmu\."):
+    with pytest.raises(VlmkitError, match=r"Choose one: metric=eval/gqa, metric=eval/mmmu\."):
         contenders([tmp_path / "a", tmp_path / "c"], None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,13 @@ def runs_of(tmp_path, **codes):
     """Runs that really ran, with how they ended."""
     log = Log()
     jobs = [job(tmp_path, name, code, lr=name, freeze="none") for name, code in codes.items()]
-    run_jobs(iter(jobs), launching=LocalProcesses(num_parallel=1, devices=None), watching=log, show_output=False)
+    run_jobs(
+        iter(jobs),
+        directory=tmp_path,
+        launching=LocalProcesses(num_parallel=1, devices=None),
+        watching=log,
+        show_output=False,
+    )
     return [(one, log.outcomes[one.name]) for one in jobs]
 
 
@@ -106,7 +113,7 @@ def test_a_board_tells_and_fails_at_the_end(tmp_path, capsys):
         write_page=lambda table, path: path.write_text(table.metric),
     )
     launching = LocalProcesses(num_parallel=1, devices=None)
-    run_jobs(iter(jobs), launching=launching, watching=board, show_output=False)
+    run_jobs(iter(jobs), directory=Path(), launching=launching, watching=board, show_output=False)
     with pytest.raises(SweepFailed, match=r"^1 of 2 runs failed: b\. Run the same command with run_dir="):
         board.finish()
     told = capsys.readouterr().out
@@ -122,7 +129,7 @@ def test_a_metric_that_no_run_measured_is_told(tmp_path, capsys):
     board = Board(directory=tmp_path, metric="val/los", jobs=[one], total=1, write_page=lambda table, path: None)
     board.ended(one, Outcome(state="finished"))
     with pytest.raises(
-        SweepFailed, match=r"sweep\.metric=val/los: no run measured it\. Measured: train/loss, val/loss\."
+        SweepFailed, match=r"sweep\.metric=val/los: no run measured it\. Choose one of train/loss, val/loss\."
     ):
         board.finish()
 

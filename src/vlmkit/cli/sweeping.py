@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vlmkit.errors import ConfigError, Interrupted
 from vlmkit.pages.sweep import write_sweep_page
 from vlmkit.sweeps.board import Board
-from vlmkit.sweeps.job import Job, outcome_before
+from vlmkit.sweeps.job import OUTPUT, Job, outcome_before
 from vlmkit.sweeps.naming import differing, run_names
 from vlmkit.sweeps.result import value_of
 from vlmkit.sweeps.running import Launching, Watching, run_jobs
@@ -57,7 +57,7 @@ class Composer:
         parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(list(overrides))
         for override in parsed:
             if override.is_sweep_override() and override.get_key_element() in _THE_SWEEP_S_OWN:
-                raise ConfigError(f"{override.get_key_element()}: it is the directory of the whole sweep; give one.")
+                raise ConfigError(f"{override.get_key_element()}: it is the directory of the whole sweep. Give one.")
         return parsed
 
     def jobs(self, values: Sequence[Mapping[str, str]], keys: Sequence[str]) -> list[Job]:
@@ -73,7 +73,7 @@ class Composer:
         """
         names = run_names(values, keys)
         if len(set(names)) < len(names):
-            raise ConfigError("The sweep has the same run twice: a value is listed twice.")
+            raise ConfigError("The sweep has the same run twice. Give each value once.")
         return [self.job(one, name, keys) for one, name in zip(values, names, strict=True)]
 
     def job(self, values: Mapping[str, str], name: str, keys: Sequence[str]) -> Job:
@@ -148,10 +148,10 @@ def sweep_grid(composer: Composer, launcher: Launcher, params: Mapping[str, obje
 def run_sweep(jobs: Iterator[Job], launching: Launching, watching: Watching, board: Board) -> Table:
     """Run jobs to the end of the sweep, or to a signal; print the table either way."""
     try:
-        run_jobs(jobs, launching=launching, watching=watching, show_output=True)
-    except Interrupted as error:
+        run_jobs(jobs, directory=board.directory, launching=launching, watching=watching, show_output=True)
+    except Interrupted:
         board.tell()
-        raise Interrupted(f"{error} (run_dir={board.directory})") from None
+        raise
     return board.finish()
 
 
@@ -201,7 +201,7 @@ def launch_for_others(
     board = Board(
         directory=composer.directory, metric=composer.metric, jobs=jobs, total=len(jobs), write_page=write_sweep_page
     )
-    run_jobs(iter(jobs), launching=launching, watching=board, show_output=True)
+    run_jobs(iter(jobs), directory=board.directory, launching=launching, watching=board, show_output=True)
     board.tell()
     return [_returned(job, overrides, board) for job, overrides in zip(jobs, job_overrides, strict=True)]
 
@@ -213,7 +213,9 @@ def _returned(job: Job, overrides: Sequence[str], board: Board) -> JobReturn:
         returned.status, returned.return_value = JobStatus.COMPLETED, value_of(job.run_dir, board.metric)
     else:
         returned.status = JobStatus.FAILED
-        returned.return_value = ConfigError(f"{job.name}: {outcome.state}: {outcome.error}")
+        returned.return_value = ConfigError(
+            f"{job.name}: {outcome.state}: {outcome.error}. Look at {job.run_dir / OUTPUT}."
+        )
     return returned
 
 
@@ -240,5 +242,5 @@ def values_of(override: Override) -> Iterator[str]:
         yield from override.sweep_string_iterator()
     else:
         raise ConfigError(
-            f"{override.input_line}: an interval has no end of values to try. List them, or choose hydra/sweeper=optuna."
+            f"{override.input_line}: an interval has no end of values to try. Give them one by one, or choose hydra/sweeper=optuna."
         )

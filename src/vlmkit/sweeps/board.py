@@ -112,7 +112,7 @@ class Board:
             )
         if table.best is None and table.count("finished"):
             measured = sorted({name for row in table.rows for name in row.result.scores})
-            raise SweepFailed(f"sweep.metric={table.metric}: no run measured it. Measured: {', '.join(measured)}.")
+            raise SweepFailed(f"sweep.metric={table.metric}: no run measured it. Choose one of {', '.join(measured)}.")
         return table
 
 

@@ -49,8 +49,8 @@ class ClusterJobs:
             raise ConfigError(f"hydra.launcher.num_parallel={num_parallel}: wanted at least 1.")
         if cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
             raise ConfigError(
-                "hydra/launcher=submitit_slurm: there is no srun here, so this is no machine of a SLURM cluster. To try the "
-                "same way without one: hydra/launcher=submitit_local."
+                "hydra/launcher=submitit_slurm: there is no srun here, so this is no machine of a SLURM cluster. Choose "
+                "hydra/launcher=submitit_local to try the same way without one."
             )
         self.cluster = cluster
         self.num_parallel = num_parallel
@@ -78,7 +78,9 @@ class ClusterJobs:
             )
             executor.update_parameters(name=name, **self.parameters)
         except (RuntimeError, NameError, ValueError, TypeError, AssertionError) as error:
-            raise ConfigError(f"hydra/launcher=submitit_{self.cluster}: {error}") from error
+            raise ConfigError(
+                f"hydra/launcher=submitit_{self.cluster}: {error}. Look at hydra.launcher.parameters."
+            ) from error
         return executor
 
 

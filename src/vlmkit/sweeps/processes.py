@@ -32,7 +32,7 @@ class LocalProcesses:
         if devices is not None and (not devices or len(devices) % num_parallel):
             raise ConfigError(
                 f"hydra.launcher.devices={list(devices)}: {len(devices)} devices cannot be dealt evenly to "
-                f"{num_parallel} jobs at a time."
+                f"{num_parallel} jobs at a time. Give a multiple of that."
             )
         self.num_parallel = num_parallel
         self.devices = None if devices is None else [str(device) for device in devices]

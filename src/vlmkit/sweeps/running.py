@@ -87,13 +87,16 @@ class _Active:
     pruned: str | None = None
 
 
-def run_jobs(jobs: Iterator[Job], *, launching: Launching, watching: Watching, show_output: bool) -> None:
+def run_jobs(
+    jobs: Iterator[Job], *, directory: Path, launching: Launching, watching: Watching, show_output: bool
+) -> None:
     """Run jobs as places become free; what was finished when the sweep was run before is only reported.
 
     A job is asked of the iterator when there is a place for it, so it may depend on how those before it ended.
 
     Args:
         jobs: What to run.
+        directory: Of the sweep, for the message of what to do next.
         launching: Where.
         watching: Is told, and may end jobs early.
         show_output: Print what a job prints, where one runs at a time.
@@ -113,7 +116,9 @@ def run_jobs(jobs: Iterator[Job], *, launching: Launching, watching: Watching, s
             raise
     if signals:
         name = signal.Signals(signals[0]).name
-        raise Interrupted(f"{name}: the runs under way were saved. Run the same command again to go on.")
+        raise Interrupted(
+            f"{name}: the runs under way were saved. Run the same command with run_dir={directory} to go on."
+        )
 
 
 def _run(

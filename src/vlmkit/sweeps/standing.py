@@ -111,15 +111,15 @@ def contenders(
         VlmkitError: fewer than two, or nothing that all were measured by.
     """
     if len(directories) < 2:
-        raise VlmkitError(f"Nothing to compare: {len(directories)} finished runs. Two or more are needed.")
+        raise VlmkitError(f"Nothing to compare: {len(directories)} finished runs. Name two or more.")
     if any(not directory.is_dir() for directory in directories):
         gone = next(directory for directory in directories if not directory.is_dir())
         raise VlmkitError(f"{gone}: no such directory. Name run directories or evaluation directories.")
     metric = metric or _common_metric(directories)
     if metric == TRAIN_LOSS:
         raise VlmkitError(
-            "train/loss: it was not measured on the same cases, so differences cannot be paired. Train with data.validation "
-            "or validate.benchmarks, or evaluate the runs with vlmkit-eval."
+            "train/loss: it was not measured on the same cases, and gives no pairs. Train the runs with "
+            "data.validation or validate.benchmarks, or evaluate them with vlmkit-eval."
         )
     read = _held_out if metric == HELD_OUT_LOSS else _evaluated
     found = read(directories, metric)
@@ -231,7 +231,7 @@ def _common_metric(directories: Sequence[Path]) -> str:
         common = [name for name in known[0] if all(name in one for one in known)]
         if len(common) != 1:
             told = ", ".join(f"metric=eval/{name}" for name in common) or "no benchmark is in all of them"
-            raise VlmkitError(f"Which benchmark? {told}.")
+            raise VlmkitError(f"Several benchmarks, or none, are in all of these. Choose one: {told}.")
         return f"eval/{common[0]}"
     measured = [read_result(directory).scores for directory in directories]
     return choose_metric(name for name in measured[0] if all(name in one for one in measured))
@@ -300,7 +300,9 @@ def _as_evaluation(directory: Path, lines: Sequence[Mapping[str, Any]]) -> Evalu
     records: dict[str, Record] = {}
     for line in lines:
         if line["loss"] is None:
-            raise VlmkitError(f"{directory}: the loss of {line['id']} is not finite; this run cannot be compared.")
+            raise VlmkitError(
+                f"{directory}: the loss of {line['id']} is not finite, and cannot be compared. Leave this run out: runs=[...]."
+            )
         records[line["id"]] = {
             "id": line["id"],
             "score": -line["loss"] * len(lines) / total,

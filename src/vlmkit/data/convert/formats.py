@@ -127,7 +127,12 @@ def from_sharegpt(row: Row, fields: Fields) -> Row:
         if not isinstance(value, str):
             raise DataError(f"turn {number} has no text as 'value'. Mend or drop the row.", reason="bad_turn")
         said.append((_speaker(turn, number, "from"), value))
-    return _row(row, fields, _with_system(row, fields, said), {"image": fields.images(row), "video": _as_list(fields.get(row, "video"))})
+    return _row(
+        row,
+        fields,
+        _with_system(row, fields, said),
+        {"image": fields.images(row), "video": _as_list(fields.get(row, "video"))},
+    )
 
 
 def from_qa(row: Row, fields: Fields) -> Row:
