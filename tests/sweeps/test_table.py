@@ -114,7 +114,7 @@ def test_a_board_tells_and_fails_at_the_end(tmp_path, capsys):
     )
     launching = LocalProcesses(num_parallel=1, devices=None)
     run_jobs(iter(jobs), directory=Path(), launching=launching, watching=board, show_output=False)
-    with pytest.raises(SweepFailed, match=r"^1 of 2 runs failed: b\. Run the same command with run_dir="):
+    with pytest.raises(SweepFailed, match=r"^1 of 2 runs have no result: b\. Run the same command with run_dir="):
         board.finish()
     told = capsys.readouterr().out
     assert f"[1/2] a: started; it prints to {tmp_path / 'a' / 'output.log'}" in told

@@ -102,12 +102,12 @@ class Board:
         """Print the table at the end of the sweep.
 
         Raises:
-            SweepFailed: a run failed, or no run measured the metric.
+            SweepFailed: a run failed or left, or no run measured the metric.
         """
         table = self.tell()
-        if failed := [row for row in table.rows if row.outcome.state == "failed"]:
+        if left := [row for row in table.rows if row.outcome.state in ("failed", "interrupted")]:
             raise SweepFailed(
-                f"{len(failed)} of {len(table.rows)} runs failed: {', '.join(row.name for row in failed)}. Run the same "
+                f"{len(left)} of {len(table.rows)} runs have no result: {', '.join(row.name for row in left)}. Run the same "
                 f"command with run_dir={self.directory} to try these again; what is finished is not run again."
             )
         if table.best is None and table.count("finished"):

@@ -11,6 +11,8 @@ from contextlib import suppress
 from vlmkit.errors import ConfigError
 from vlmkit.sweeps.job import OUTPUT, Claim, Job
 
+UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
+"""What a run prints is seen when it is printed, though it goes to a file."""
 _DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -39,7 +41,7 @@ class LocalProcesses:
 
     def start(self, job: Job, claim: Claim, place: int) -> LocalProcess:
         """Start a job; it holds the claim on its directory even where the sweep dies."""
-        return LocalProcess(job, environment={**os.environ, **self._visible(place)}, handles=(claim.handle,))
+        return LocalProcess(job, environment={**os.environ, **UNBUFFERED, **self._visible(place)}, handles=(claim.handle,))
 
     def _visible(self, place: int) -> Mapping[str, str]:
         if self.devices is None:
