@@ -35,10 +35,12 @@ def _task(config: DictConfig) -> None:
         raise ConfigError(
             "use_llm_judge=true: no judge can be asked yet. Leave it out: every benchmark here is scored by rule."
         )
+    from vlmkit.cli.available import with_data
     from vlmkit.cli.quiet import hush
 
     hush()
     benchmarks = [_benchmark(name, node, config) for name, node in nodes.items()]
+    benchmarks = with_data(benchmarks, asked_for_all=config.benchmarks == "all")
     assembled = Path(config.output_dir or "runs/eval").expanduser() / "model"
     directory = model_directory(config, assembled=assembled) if _needs_model(config) else None
     output_dir = _output_dir(config, directory)

@@ -74,7 +74,9 @@ class VLLMBackend:
             return self._vllm.LLM(**self._settings)
         except (OSError, ValueError, RuntimeError) as error:
             told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"ckpt={self.directory}: vLLM cannot load it ({told}).") from error
+            raise CheckpointError(
+                f"ckpt={self.directory}: vLLM cannot load it ({told}). Use backend=hf, or a release of vLLM that knows this model."
+            ) from error
 
     def generate(self, conversations: Sequence[Conversation], params: GenerationParams) -> list[Generation]:
         """Answer each conversation, in order.

@@ -45,7 +45,7 @@ def choose_kernel(wanted: Kernel, device: torch.device, dtype: torch.dtype) -> L
             "Use auto."
         )
     if wanted == "flash" and (fault := flash_fault()):
-        raise ConfigError(f"model.attn_implementation=flash: {fault}")
+        raise ConfigError(f"model.attn_implementation=flash: {fault} Use model.attn_implementation=auto.")
     return wanted
 
 

@@ -172,7 +172,11 @@ class Beside:
 def _environment() -> dict[str, str]:
     """For the run: with one task it starts its other ranks itself, so SLURM's tasks are none of its business."""
     alone = os.environ.get("SLURM_NTASKS", "1") == "1"
-    return {**os.environ, **UNBUFFERED, **({"SLURM_JOB_NAME": "bash"} if alone else {})}  # Lightning's word for no tasks of SLURM's
+    return {
+        **os.environ,
+        **UNBUFFERED,
+        **({"SLURM_JOB_NAME": "bash"} if alone else {}),
+    }  # Lightning's word for no tasks of SLURM's
 
 
 @contextmanager

@@ -41,7 +41,9 @@ class LocalProcesses:
 
     def start(self, job: Job, claim: Claim, place: int) -> LocalProcess:
         """Start a job; it holds the claim on its directory even where the sweep dies."""
-        return LocalProcess(job, environment={**os.environ, **UNBUFFERED, **self._visible(place)}, handles=(claim.handle,))
+        return LocalProcess(
+            job, environment={**os.environ, **UNBUFFERED, **self._visible(place)}, handles=(claim.handle,)
+        )
 
     def _visible(self, place: int) -> Mapping[str, str]:
         if self.devices is None:

@@ -93,7 +93,7 @@ function show(n) {
 
 byId("facts").textContent = [told.checkpoint.path, several(benchmarks.length, "benchmark"),
   several(benchmarks.reduce((sum, one) => sum + one.cases.length, 0), "case")].filter(Boolean).join(" · ");
-byId("origin").textContent = Object.entries(told.checkpoint).map(([name, value]) => `${name} ${value}`).join(" · ");
+byId("origin").textContent = Object.entries(told.checkpoint).map(([name, value]) => `${name} ${short(value)}`).join(" · ");
 byId("scores").append(...benchmarks.map(card));
 bindKeys(["]"], "Next benchmark", () => show((current + 1) % benchmarks.length));
 bindKeys(["["], "Benchmark before", () => show((current - 1 + benchmarks.length) % benchmarks.length));

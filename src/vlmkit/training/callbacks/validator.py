@@ -15,9 +15,11 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from vlmkit.batch import Batch
+from vlmkit.training.callbacks.average import as_exported
 from vlmkit.training.held_out import HeldOut, write_held_out
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.ranks import gather
+from vlmkit.training.shards import reshard
 from vlmkit.training.state import rng_state, set_rng_state
 from vlmkit.training.steplines import append_line, cut_back
 
@@ -44,7 +46,8 @@ class Measures:
 class Validator(Callback):
     """Measures, writes a line of `validation.jsonl`, tells the loggers; keeps the best checkpoint, stops early.
 
-    The training does not notice: random states, modes and gradients are afterwards what they were.
+    It looks at the weights that the run would export: with `callbacks=average`, the averages. The training does not
+    notice: weights, random states, modes and gradients are afterwards what they were.
 
     Args:
         run_dir: Where `validation.jsonl` is written.
@@ -118,7 +121,7 @@ class Validator(Callback):
         started = time.perf_counter()
         metrics: dict[str, float] = {}
         stderr: dict[str, float | None] = {}
-        with unnoticed(module):
+        with unnoticed(module), as_exported(module):
             if self.measures.loader is not None:
                 held_out = self._losses(trainer, module, self.measures.loader)
                 metrics[LOSS] = held_out.mean
@@ -150,6 +153,7 @@ class Validator(Callback):
             ones = torch.ones(len(losses), dtype=torch.float64, device=losses.device)
             zeros = torch.zeros(2, len(batch["rows"]), dtype=torch.float64, device=losses.device)
             sums.append(zeros.index_add(1, samples, torch.stack([losses.double(), ones])))
+        reshard(module)
         losses, counts = torch.cat(sums, dim=1).tolist() if sums else ([], [])
         return HeldOut.joined(gather((rows, losses, counts)))
 
