@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from vlmkit.sweeps.result import choose_metric, lower_is_better, read_result, validations_of, value_of
+from vlmkit.sweeps.result import choose_metric, lower_is_better, model_of, read_result, validations_of, value_of
 
 
 def write(folder, losses=(), validations=(), report=None):
@@ -64,6 +64,10 @@ def test_scores_are_of_the_last_validation_or_of_the_best_that_was_kept(tmp_path
     scores = read_result(folder).scores
     assert (scores["val/loss"].value, scores["val/loss"].stderr, scores["val/loss"].step) == (1.0, 0.1, 10)
     assert scores["eval/shapes/exact_match"].step == 20
+    assert model_of(folder, "val/loss") == folder
+    (folder / "checkpoints" / "hf_best").mkdir(parents=True)
+    assert model_of(folder, "val/loss") == folder / "checkpoints" / "hf_best"
+    assert model_of(folder, "eval/shapes/exact_match") == folder
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlmkit.errors import VlmkitError
 from vlmkit.sweeps.job import OUTPUT, WAITING, Job, Outcome, jobs_before
+from vlmkit.sweeps.result import model_of
 from vlmkit.sweeps.table import HTML_FILE, MARKDOWN_FILE, Table, duration, figure, make_table, text, write_table
 
 
@@ -93,7 +94,7 @@ class Board:
         page = self.directory / HTML_FILE
         print(f"\n{text(table)}\n\nTable {self.directory / MARKDOWN_FILE}; page {page}: open {page.as_uri()}")
         if table.best is not None:
-            best = self.directory / table.best.name
+            best = model_of(self.directory / table.best.name, table.metric)
             print(f"Best: {best}. Next: vlmkit-eval ckpt={best}")
         sys.stdout.flush()
         return table

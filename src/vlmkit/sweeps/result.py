@@ -109,6 +109,13 @@ def value_of(run_dir: Path, metric: str | None) -> float | None:
     return None if score is None else score.value
 
 
+def model_of(run_dir: Path, metric: str) -> Path:
+    """Where the model lies that a run's score is of: the run's own directory, or that of its best checkpoint."""
+    best = _read_json(run_dir / "report.json").get("best") or {}
+    exported = run_dir / "checkpoints" / "hf_best"
+    return exported if best.get("metric") == metric and exported.is_dir() else run_dir
+
+
 def validations_of(run_dir: Path) -> list[tuple[int, dict[str, float | None]]]:
     """Step and metrics of each validation so far, also while the run goes on."""
     return [(line["step"], line["metrics"]) for line in _whole_lines(run_dir / "validation.jsonl")]
