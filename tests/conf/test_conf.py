@@ -17,8 +17,8 @@ from vlmkit.config import conf_dir, options_of
 
 COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert")
 USED = {
-    "train": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
-    "check": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
+    "train": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "experiment"),
+    "check": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "experiment"),
     "inspect": ("model", "data", "freeze", "stage"),
     "assemble": ("model",),
     "eval": ("model", "backend"),
@@ -80,7 +80,7 @@ def parameters_of(node):
 
 def test_every_group_is_covered_here():
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
-    assert groups == {group for used in USED.values() for group in used} | {"eval"}
+    assert groups == {group for used in USED.values() for group in used} | {"eval", "hydra"}
 
 
 @pytest.mark.parametrize(("command", "group", "option"), CHOICES)
@@ -98,7 +98,7 @@ def test_every_choice_composes_and_its_keys_bind(command, group, option):
         assert keys <= takes, f"{group}={option}: {path} gives {sorted(keys - takes)}, which {node['_target_']} lacks"
         if node["_target_"].startswith("vlmkit."):
             _check_ours(node, keys, parameters)
-    assert found or group in ("stage", "logger"), f"{group}={option} describes nothing"
+    assert found or group in ("stage", "logger", "experiment"), f"{group}={option} describes nothing"
 
 
 @pytest.mark.parametrize("name", options_of("eval"))
@@ -112,6 +112,15 @@ def test_a_benchmark_s_keys_bind(name):
 def test_the_judge_s_keys_bind():
     node = OmegaConf.to_container(composed("eval"), resolve=False)["judge"]
     keys, parameters = set(node) - {"_target_"}, parameters_of(node)
+    assert keys == set(parameters)
+    _check_ours(node, keys, parameters)
+
+
+@pytest.mark.parametrize("path", sorted((conf_dir() / "hydra").glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_a_sweeper_s_or_launcher_s_keys_bind(path):
+    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    keys = set(node) - {"_target_", "_recursive_"}
+    parameters = parameters_of(node)
     assert keys == set(parameters)
     _check_ours(node, keys, parameters)
 
