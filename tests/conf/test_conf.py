@@ -26,14 +26,22 @@ USED = {
     "convert": (),
 }
 """The groups of each command."""
-CHOICES = [(command, group, option) for command in COMMANDS for group in USED[command] for option in options_of(group)]
+KINDS_OF_MODEL = ("tiny", "qwen3_vl", "vision2b_llm0_6b", "qwen3_vl_30b_a3b")
+"""The other models are these with other hub ids: composing them with one command will do."""
+CHOICES = [
+    (command, group, option)
+    for command in COMMANDS
+    for group in USED[command]
+    for option in options_of(group)
+    if group != "model" or command == "train" or option in KINDS_OF_MODEL
+]
 OURS = {"attn_implementation", "gradient_checkpointing", "compile", "kernels", "lora"}
 """Settings of `model` that concern training: not for the constructor."""
 HELD_OUT = {"validation"}
 """A setting of `data` that the command takes."""
 LOOPED = {"max_epochs", "max_steps"}
 """Settings of `trainer` that the plan takes."""
-AT_RUN_TIME = {"HFBackend": {"directory"}}
+AT_RUN_TIME = {"HFBackend": {"directory"}, "VLLMBackend": {"directory"}}
 """Arguments that code gives, not yaml."""
 
 
@@ -238,7 +246,7 @@ def test_help_and_config_answer_without_torch(command, arguments):
             "data.sources=[x]",
             "data.sources: no such setting. The chosen data= does not have it: choose data=llava",
         ),
-        ("train", "model.path=x", "The chosen model= does not have it: choose model=qwen3_vl."),
+        ("train", "model.path=x", "The chosen model= does not have it: choose model=qwen3_vl or model="),
         ("train", "data.souces=[a]", "data.souces: no such setting. Did you mean data.sources"),
         ("train", "trainer.maxsteps=3", "trainer.maxsteps: no such setting. Did you mean trainer.max_steps"),
         ("train", "batch_size=4", "Did you mean data.batch_size or validate.batch_size?"),
@@ -265,7 +273,7 @@ def test_help_and_config_answer_without_torch(command, arguments):
         ("train", "stge=stage1", "stge: no such setting. Did you mean stage?"),
         ("eval", "ckptt=x", "ckptt: no such setting. Did you mean ckpt?"),
         ("assemble", "model.vision_encodr=x", "Did you mean model.vision_encoder"),
-        ("train", "model=nope", "model=nope: no such option. There are: qwen3_vl, tiny, vision2b_llm0_6b."),
+        ("train", "model=nope", "model=nope: no such option. There are: qwen2_5_vision3b_llm1_5b, "),
         ("train", "model=tinny", "model=tinny: no such option. Did you mean tiny?"),
         ("train", "data.sources=[a", "data.sources=[a: not readable as key=value"),
         ("train", "resume", "resume: not readable as key=value"),

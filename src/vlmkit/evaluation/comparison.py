@@ -332,11 +332,11 @@ def _difference(first: Evaluation, second: Evaluation, name: str, *, seed: int) 
 
 
 def _clusters(records: Sequence[Record]) -> NDArray[np.int64]:
-    """A number for each case, the same for those that show the same media; a case without media is its own."""
+    """A number for each case, the same for those of one cluster, or else of the same media; others are their own."""
     numbers: dict[object, int] = defaultdict(lambda: len(numbers))
     return np.array([numbers[_shown(record, place)] for place, record in enumerate(records)], dtype=np.int64)
 
 
 def _shown(record: Record, place: int) -> object:
     media = tuple(map(str, record.get("media") or ()))
-    return media or place
+    return str(record.get("cluster") or "") or media or place

@@ -64,7 +64,9 @@ class MathVista(DatasetBenchmark):
     optional: ClassVar[Mapping[Layout, tuple[str, ...]]] = {
         "tsv": ("image_path", "answer_option", "unit", "precision", "query", *_METADATA, "skills")
     }
+    paper: ClassVar[Mapping[str, Any]] = {"protocol": "lmms-eval"}
     tsv_name = "MathVista_MINI"
+    asked_by: ClassVar[tuple[str, ...]] = ("form",)
     id_column = "pid"
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlmkit.errors import DataError
 from vlmkit.evaluation.answers import list_literal
@@ -47,6 +47,7 @@ class MMMU(DatasetBenchmark):
         "hub": (*(f"image_{number}" for number in range(2, NUM_IMAGES + 1)), "subfield", "topic_difficulty"),
         "tsv": ("A", "B", *CHOICE_OPTIONAL),
     }
+    paper: ClassVar[Mapping[str, Any]] = {"protocol": "lmms-eval", "random_guess": True}
     tsv_name = "MMMU_DEV_VAL"
     id_column = "id"
 
