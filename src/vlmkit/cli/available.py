@@ -37,7 +37,8 @@ def with_data(benchmarks: Sequence[Benchmark], *, asked_for_all: bool) -> list[B
         return found
     told = f"{len(missing)} of {len(benchmarks)} benchmarks cannot be asked:\n  " + "\n  ".join(missing)
     if not asked_for_all or not found:
-        raise ConfigError(missing[0].partition(": ")[2] if len(benchmarks) == 1 else told)
+        finding = missing[0].partition(": ")[2]
+        raise ConfigError(finding if len(benchmarks) == 1 else f"{told}\nMend these, or leave them out of benchmarks=.")
     _log.warning("%s\nLeft out; asked are: %s.", told, ", ".join(one.name for one in found))
     return found
 
