@@ -1,7 +1,7 @@
 """What Lightning, logging and callbacks cost a step, over a bare loop on the same model and packs.
 
 `vlmkit-train`'s own Trainer, with its guard, receipt, log and checkpoints, trains the demo's tiny model; after each of its
-steps a bare loop (loading, forward, backward, clipping, AdamW, schedule) takes one on the same pack with a model of its own.
+steps a bare loop (forward, backward, clipping, AdamW, schedule) takes one on the same pack with a model of its own.
 So both meet the same load, step by step, in one process on one thread. `python bench/overhead.py --help` for the options.
 
 Printed, and checked (exit status 1 where it is missed): milliseconds a step over the bare loop, median over steps of the
@@ -25,9 +25,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from vlmkit.batch import Batch
 from vlmkit.cli.quiet import hush
 from vlmkit.cli.training import make_bad_media
 from vlmkit.data.datamodule import PackedDataModule
+from vlmkit.data.dealing import Slot
 from vlmkit.demo import tiny_checkpoints
 from vlmkit.demo.shapes import shapes_manifest
 from vlmkit.model.assembly import WholeCheckpoint
@@ -121,9 +123,28 @@ def middle(moments: Sequence[Moment]) -> Moment:
     return Moment(wall=statistics.median(m.wall for m in moments), cpu=statistics.median(m.cpu for m in moments))
 
 
-def datamodule(steps: int) -> PackedDataModule:
+class Ready(PackedDataModule):
+    """Packs that are in memory already: whoever loads a file first pays for it, which would be the Trainer every time."""
+
+    def make_ready(self) -> None:
+        """Load all packs."""
+        self.ready = [super(Ready, self).pack_batch(number) for number in range(len(self.plan))]
+
+    def pack_batch(self, number: int) -> Batch:
+        """A pack by its number."""
+        return self.ready[number]
+
+    def pack_dataset(self) -> Any:
+        """Packs by their slots, as the loader asks for them; as itself, while they are loaded."""
+        return self if hasattr(self, "ready") else super().pack_dataset()
+
+    def __getitem__(self, slot: Slot) -> Batch:
+        return self.ready[slot.pack]
+
+
+def datamodule(steps: int) -> Ready:
     """One row a pack, as many packs as steps."""
-    data = PackedDataModule(
+    data = Ready(
         name="shapes", sources=[shapes_manifest()], root=None, allow_absolute_paths=False, limit=steps,
         image_min_pixels=None, image_max_pixels=64 * 64, video_min_pixels=None, video_max_pixels=None, video_fps=None,
         video_max_frames=None, max_tokens=None, overlong="error", on_bad_row="error", video_reader="auto",
@@ -133,6 +154,7 @@ def datamodule(steps: int) -> PackedDataModule:
     )  # fmt: skip
     processor = load_processor(tiny_checkpoints().vision_language, budget=data.budget)
     data.prepare(processor=processor, num_epochs=None, max_packs=steps, require_media=False)
+    data.make_ready()
     return data
 
 
@@ -143,7 +165,7 @@ def made(data: PackedDataModule) -> PackedVLM:
 
 
 def bare(data: PackedDataModule) -> Iterator[None]:
-    """A step of a loop that does nothing else, at each `next`; loading is part of it, as it is of the Trainer's."""
+    """A step of a loop that does nothing else, at each `next`."""
     model = made(data)
     FREEZE.apply(model.hf)
     FREEZE.set_modes(model.hf)
@@ -164,7 +186,8 @@ def bare(data: PackedDataModule) -> Iterator[None]:
 
 def in_turn(steps: int, folder: Path) -> list[tuple[Moment, Moment]]:
     """What each step of `vlmkit-train` took, with what a run has around it, and each of the bare loop."""
-    data, last = datamodule(steps), InTurn(bare(datamodule(steps)))
+    data = datamodule(steps)
+    last = InTurn(bare(data))
     module = TrainingModule(
         make_model=lambda: made(data), freeze=FREEZE, optimizer_plan=PLAN, count_steps=data.num_steps
     )
