@@ -9,13 +9,33 @@ import torch
 
 from vlmkit.conversation import Conversation, ImagePart, TextPart, Turn, VideoPart
 from vlmkit.generation.ahead import Ahead
-from vlmkit.generation.backend import GenerationParams
 from vlmkit.generation.decoding import Decoder
 from vlmkit.generation.hf_backend import HFBackend
 from vlmkit.processing.encode import encode_prompt
 
 NEW_TOKENS = 12
-WORDS = "what which colour shape red blue circle is are the there left of how many and or a why below".split()
+WORDS = [
+    "what",
+    "which",
+    "colour",
+    "shape",
+    "red",
+    "blue",
+    "circle",
+    "is",
+    "are",
+    "the",
+    "there",
+    "left",
+    "of",
+    "how",
+    "many",
+    "and",
+    "or",
+    "a",
+    "why",
+    "below",
+]
 
 
 def ask(*parts):
@@ -57,9 +77,7 @@ def alone(backend, questions, tiny):
     answers = []
     for question in questions:
         prompt = encode_prompt(question, backend.processor)
-        whole = stock.generate(
-            **prompt, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
-        )
+        whole = stock.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0)
         answers.append(whole[0, prompt["input_ids"].shape[1] :].tolist())
     return answers
 
@@ -88,7 +106,9 @@ def cut(answer, ends):
     return answer[:end]
 
 
-def decode(backend, questions, ends, *, num_rows, check_every=1, enter_at=1, pack_tokens=8192, most=NEW_TOKENS, window=64):
+def decode(
+    backend, questions, ends, *, num_rows, check_every=1, enter_at=1, pack_tokens=8192, most=NEW_TOKENS, window=64
+):
     decoder = Decoder(
         packed=backend.decoder.packed,
         processor=backend.processor,

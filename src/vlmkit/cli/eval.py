@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from vlmkit.config import benchmark_nodes, build, run_command
+from vlmkit.cli.sharing import Place, all_ranks, find_place, settle
+from vlmkit.config import benchmark_nodes, build, run_command, this_job
 from vlmkit.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -38,16 +40,26 @@ def _task(config: DictConfig) -> None:
 
     hush()
     benchmarks = [_benchmark(name, node, config) for name, node in nodes.items()]
-    directory = _model_directory(config) if _needs_model(config) else None
+    asks = _needs_model(config)
+    place = find_place(config.devices if asks and not config.rescore else 1, os.environ)
+    if place.outside and config.ckpt is None:
+        raise ConfigError("Processes started from outside need ckpt=: each would assemble a model of its own.")
+    if place.share.rank and (not asks or config.rescore):
+        return  # nothing is asked: the first one scores
+    directory = _model_directory(config) if asks else None
     output_dir = _output_dir(config, directory)
-    _evaluate(config, benchmarks, directory, output_dir)
+    settled = [f"{key}='{str(value)}'" for key, value in (("ckpt", directory), ("output_dir", output_dir))]
+    with all_ranks(place, output_dir, [*this_job("eval", Path()), *settled]):
+        _evaluate(config, benchmarks, directory, output_dir, place)
 
 
-def _evaluate(config: DictConfig, benchmarks: list[Benchmark], directory: Path | None, output_dir: Path) -> None:
+def _evaluate(
+    config: DictConfig, benchmarks: list[Benchmark], directory: Path | None, output_dir: Path, place: Place
+) -> None:
     from vlmkit.evaluation.aggregate import aggregate
     from vlmkit.evaluation.answered import FileAnswers
     from vlmkit.evaluation.report import table, write_reports
-    from vlmkit.evaluation.runner import RunSettings, run_answers, run_benchmark, score_records
+    from vlmkit.evaluation.runner import RunSettings, answer_benchmark, await_ranks, run_answers, score_records
     from vlmkit.generation.backend import GenerationBackend, GenerationParams
     from vlmkit.pages.report import write_report
 
@@ -61,6 +73,7 @@ def _evaluate(config: DictConfig, benchmarks: list[Benchmark], directory: Path |
         params=params,
         verbose=config.verbose,
         progress=config.progress,
+        share=place.share,
     )
     checkpoint = {"path": str(directory or config.ckpt or config.answers)}
     if config.answers:
@@ -70,9 +83,17 @@ def _evaluate(config: DictConfig, benchmarks: list[Benchmark], directory: Path |
     elif config.rescore:
         found = {one.name: score_records(one, settings) for one in benchmarks}
     else:
+        if "device" in config.backend:
+            config.backend.device = settle(place, config.backend.device)
         backend = build(config.backend, GenerationBackend, directory=directory)
         checkpoint |= backend.identity
-        found = {one.name: run_benchmark(one, backend, settings) for one in benchmarks}
+        for one in benchmarks:
+            answer_benchmark(one, backend, settings)
+        if place.share.rank:
+            return
+        for one in benchmarks:
+            await_ranks(one, backend, settings)
+        found = {one.name: score_records(one, settings) for one in benchmarks}
     figures = {one.name: aggregate(one, found[one.name]) for one in benchmarks}
     summary = write_reports(output_dir, checkpoint=checkpoint, benchmarks=figures)
     page = write_report(

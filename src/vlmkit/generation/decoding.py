@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ class _Decoding:
         while True:
             entering = self._taken()
             if entering:
-                self._tried(lambda: self._enter(entering), entering)
+                self._tried(partial(self._enter, entering), entering)
             if self.rows and not any(row.ended for row in self.rows):
                 self._tried(self._decode, [])
             self._leave()
@@ -304,5 +305,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     told = str(error).lower()
     return isinstance(error, RuntimeError) and any(
-        words in told for words in ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
+        words in told
+        for words in ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
     )

@@ -101,9 +101,7 @@ class HFBackend:
 
     def _generation(self, answered: Answered) -> Generation:
         text = self.processor.hf.tokenizer.decode(answered.tokens, skip_special_tokens=True)
-        return Generation(
-            text=text, num_tokens=len(answered.tokens), seconds=answered.seconds, error=answered.error
-        )
+        return Generation(text=text, num_tokens=len(answered.tokens), seconds=answered.seconds, error=answered.error)
 
 
 def end_tokens(model: Any, processor: Processor) -> list[int]:

@@ -132,9 +132,7 @@ def _sample(conversation: Conversation, processor: Processor, pixels: Pixels, *,
     )
 
 
-def measure_example(
-    conversation: Conversation, processor: Processor, *, generation_prompt: bool = False
-) -> Measure:
+def measure_example(conversation: Conversation, processor: Processor, *, generation_prompt: bool = False) -> Measure:
     """Count the tokens and patches of a conversation, exactly as `encode_example` would make them.
 
     Args:
