@@ -76,6 +76,7 @@ def test_a_killed_evaluation_goes_on_and_equals_a_whole_one(model, tmp_path):
     assert told["baselines"]["text_only_guesser"] < 45
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_and_a_killed_rank_ends_all_and_loses_nothing(model, tmp_path):
     alone, two, killed = (tmp_path / name for name in ("alone", "two", "killed"))
     settings = [f"ckpt={model}", "max_samples_per_benchmark=64", *QUICK]

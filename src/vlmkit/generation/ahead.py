@@ -122,7 +122,8 @@ def _threads(workers: int) -> ThreadPoolExecutor:
     mine, together = torch.get_num_threads(), Barrier(workers + 1)
 
     def settle() -> None:
-        torch.set_num_threads(1)  # of this thread; and what threads that start later begin with
+        torch.set_num_threads(1)  # of this thread, and what others begin with when they first ask:
+        torch.get_num_threads()  # this one has asked now
         together.wait()
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="vlmkit-ahead")
