@@ -145,7 +145,7 @@ class _Decoding:
                 told, self.ended = self.ended, []
                 self.answered_any = self.answered_any or any(one.error is None for one in told)
                 yield told
-            elif not self.rows and not entering:
+            elif not (self.rows or entering or self.again):
                 return
 
     def _taken(self) -> list[Prompt]:
