@@ -15,9 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import av
-import numpy as np
-
+from vlmkit.demo.clip import draw_clip
 from vlmkit.errors import ConfigError
 from vlmkit.processing.readers import READERS, ReadError
 from vlmkit.processing.reading import ReadingProcess, ReadTimeout
@@ -34,7 +32,7 @@ def main() -> int:
     parser.add_argument("--reads", type=int, default=50, help="reads over which memory is watched")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        video = options.video or drawn(Path(folder) / "drawn.mp4")
+        video = options.video or draw_clip(Path(folder) / "drawn.mp4")
         processes = {name: ReadingProcess(name, timeout_seconds=60.0) for name in usable()}
         speed(video, processes, options.rounds)
         memory(video, processes, options.reads)
@@ -156,20 +154,6 @@ def outcome(process: ReadingProcess, path: Path) -> str:
     except ReadTimeout:
         told = "hung, and was stopped"
     return f"{told} ({time.perf_counter() - start:.1f} s)"
-
-
-def drawn(path: Path) -> Path:
-    """20 seconds of moving noise and colour, 640 x 360, 25 frames a second."""
-    generator = np.random.default_rng(0)
-    base = generator.integers(0, 256, (45, 80, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 640, 360, "yuv420p", 1_500_000
-        for number in range(500):
-            picture = np.kron(np.roll(base, number, axis=1), np.ones((8, 8, 1), dtype=np.uint8))
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
 
 
 if __name__ == "__main__":

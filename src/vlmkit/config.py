@@ -71,15 +71,25 @@ def build(node: DictConfig, kind: type[T], where: str = "", /, **runtime: object
         raise ConfigError(f"{', '.join(missing)} must be given: there is no default. Add {missing[0]}=...")
     factory: Any = instantiate(node, _partial_=True, _convert_="all")  # partial first: runtime objects are never merged
     if clash := sorted(factory.keywords.keys() & runtime.keys()):
-        raise ConfigError(f"{target}: {clash} given both by config and by code.")
+        raise ConfigError(f"{target}: {clash} given both by config and by code. Leave it out of the config.")
     _check_plain_types(factory.func, factory.keywords, where)
     try:
         made = factory(**runtime)
     except (TypeError, ValueError) as error:
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            key, keys = (
+                _under(where, unknown[1]),
+                [_under(where, str(one)) for one in node if one not in ("_target_", unknown[1])],
+            )
+            raise ConfigError(
+                f"{key}: no such setting.{_nearest_key(key, keys)} There are: {', '.join(keys)}."
+            ) from error
         told = f"{target.rpartition('.')[2]} refused its settings: {error}"
         raise ConfigError(f"{where}: {told}" if where else told) from error
     if not isinstance(made, kind):
-        raise ConfigError(f"{target} made a {type(made).__name__}, wanted a {kind.__name__}.")
+        raise ConfigError(
+            f"{target} made a {type(made).__name__}, wanted a {kind.__name__}. Choose a _target_ that makes one."
+        )
     return made
 
 
@@ -153,7 +163,9 @@ def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[st
         name = Path(told).stem if told.endswith(".yaml") else told
         node = OmegaConf.load(_benchmark_file(told, known))
         if not isinstance(node, DictConfig) or "_target_" not in node:
-            raise ConfigError(f"benchmarks: {told} describes no benchmark: it has no _target_.")
+            raise ConfigError(
+                f"benchmarks: {told} describes no benchmark: it has no _target_. Name a benchmark's yaml."
+            )
         for key, value in ((options or {}).get(name) or {}).items():
             if key not in node:
                 keys = sorted(str(key) for key in node if key != "_target_")
@@ -163,7 +175,9 @@ def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[st
             node[key] = value
         nodes[name] = node
     if stray := sorted(set(map(str, options or {})) - set(nodes)):
-        raise ConfigError(f"benchmark_options.{stray[0]}: {stray[0]} is not among benchmarks={sorted(nodes)}.")
+        raise ConfigError(
+            f"benchmark_options.{stray[0]}: {stray[0]} is not among benchmarks={sorted(nodes)}. Add it there."
+        )
     return nodes
 
 
@@ -215,16 +229,16 @@ def run_command(name: str, config_name: str, task: Callable[[DictConfig], object
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hydra would print a shortened traceback and swallow ours
     try:
         decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
-        decorate(_told_by_us(task))()
+        decorate(_told_by_us(task, config_name))()
     except _PastHydra as carried:
         _fail(name, str(carried.error), carried.error.status)
     except VlmkitError as error:
         _fail(name, str(error), error.status)
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(name, _explain(error, config_name))
+        _fail(name, str(_explain(error, config_name)))
 
 
-def _told_by_us(task: Callable[[DictConfig], object]) -> Callable[[DictConfig], object]:
+def _told_by_us(task: Callable[[DictConfig], object], config_name: str) -> Callable[[DictConfig], object]:
     """The task, with a user's error leaving past Hydra, which would put a line of its own above it.
 
     In a multirun the job must fail in Hydra's eyes too, so there the error takes the usual way.
@@ -233,6 +247,7 @@ def _told_by_us(task: Callable[[DictConfig], object]) -> Callable[[DictConfig], 
     @wraps(task)  # hydra reads from the task's module where the command lies
     def told(config: DictConfig) -> object:
         try:
+            _refuse_added(config_name)
             return task(config)
         except VlmkitError as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -255,25 +270,25 @@ def _fail(name: str, message: str, status: int = 1) -> None:
     sys.exit(status)
 
 
-def _explain(error: Exception, config_name: str) -> str:
+def _explain(error: Exception, config_name: str) -> ConfigError:
     """Hydra's message, and what it leads to: the nearest key, or the names that exist."""
     if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override}: not readable as key=value ({str(error.__cause__ or error).splitlines()[0]}). A list is "
-            "written [a,b], a mapping {a: 1}; put quotes around an override with brackets, commas or spaces."
+        return ConfigError(
+            f"{error.override}: not readable as key=value ({str(error.__cause__ or error).splitlines()[0]}). Write a list "
+            "as [a,b], a mapping as {a: 1}; put quotes around an override with brackets, commas or spaces."
         )
     text = str(error)
     cause = error.__cause__ or error.__context__
     if cause is not None and str(cause) not in text:
         text = f"{text}\n{cause}"
     text = re.sub(r"\n?\s*(full_key|object_type|reference_type)[^\n]*", "", text).strip()
-    if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
+    if match := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", text):
         group, option = match.groups()
         known = options_of(group)
-        return f"{group}={option}: no such option.{_nearest(option, known)} There are: {', '.join(known)}."
-    if match := re.search(r"Could not override '([\w./@]+)'", text):
-        return f"{match[1]}: no such setting.{_hint(match[1], config_name)}"
-    return text
+        return ConfigError(f"{group}={option}: no such option.{_nearest(option, known)} There are: {', '.join(known)}.")
+    if match := re.search(r"Could not (?:override|delete from config\.) '([\w./@]+)'", text):
+        return ConfigError(f"{match[1]}: no such setting.{_hint(match[1], config_name)}")
+    return ConfigError(text)
 
 
 def _hint(key: str, config_name: str) -> str:
@@ -284,9 +299,59 @@ def _hint(key: str, config_name: str) -> str:
     if having := [option for option in options if key in known[option]]:
         having.sort(key=lambda option: len(OmegaConf.load(conf_dir() / group / f"{option}.yaml")))  # the plainest first
         return f" The chosen {group}= does not have it: choose {' or '.join(f'{group}={option}' for option in having)}."
-    near = [name for keys in known.values() for name in keys if name.startswith(f"{group}.")]
-    groups = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "eval"]
-    return _nearest(key, near) or _nearest(key, [*groups, *_settings(config_name)])
+    own = list(dict.fromkeys([*_settings(config_name), *sorted(_top_level(config_name))]))
+    if (conf_dir() / group).is_dir() and group not in own:
+        return f" vlmkit-{config_name} takes no {group}=. There are: {', '.join(_beside('', own))}."
+    near = _nearest_key(key, [*(name for keys in known.values() for name in keys), *own])
+    return near or f" There are: {', '.join(_beside(key, own))}."
+
+
+def _nearest_key(key: str, known: Iterable[str]) -> str:
+    """The settings that were likely meant: alike and in the same place, or with that last word elsewhere, or alike at all."""
+    place, _, word = key.rpartition(".")
+    last = {name: name.rpartition(".")[2] for name in known}
+    beside = {last[name]: name for name in last if name.rpartition(".")[0] == place}
+    if words := difflib.get_close_matches(word, beside, n=2, cutoff=0.6):
+        return f" Did you mean {' or '.join(beside[word] for word in words)}?"
+    if elsewhere := sorted(name for name in last if last[name] == word)[:3]:
+        return f" Did you mean {' or '.join(elsewhere)}?"
+    there = any(name.startswith(f"{place}.") for name in last)
+    return _nearest(word if there else key, last)
+
+
+def _beside(key: str, known: list[str]) -> list[str]:
+    """What stands where a setting was looked for: the keys of the nearest mapping around it that exists."""
+    place = key.rpartition(".")[0]
+    while place and not any(name.startswith(f"{place}.") for name in known):
+        place = place.rpartition(".")[0]
+    return [name for name in known if name.rpartition(".")[0] == place]
+
+
+def _refuse_added(config_name: str) -> None:
+    """Refuse `+key=...` where the command has nothing that would read it.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    known = _top_level(config_name)
+    for override in task_overrides():
+        key = override.split("=")[0].lstrip("+")
+        if override.startswith("+") and key.partition(".")[0] not in known:
+            listed = ", ".join(sorted(known))
+            raise ConfigError(f"{key}: nothing reads such a setting.{_nearest_key(key, known)} There are: {listed}.")
+
+
+def _top_level(config_name: str) -> set[str]:
+    """Keys and groups that a command's yaml, and those that it begins with, have at the top."""
+    content = cast(DictConfig, OmegaConf.load(conf_dir() / f"{config_name}.yaml"))
+    found = {str(key) for key in content if key not in ("defaults", "hydra")}
+    for entry in content.get("defaults", []):
+        if isinstance(entry, DictConfig):
+            groups = (str(group).removeprefix("override ").strip("/") for group in entry)
+            found |= {group for group in groups if not group.startswith("hydra/")}
+        elif entry != "_self_":
+            found |= _top_level(str(entry))
+    return found
 
 
 def _settings(config_name: str, *overrides: str) -> list[str]:
@@ -311,7 +376,10 @@ def _flatten(node: object, prefix: str = "") -> list[str]:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3, cutoff=0.7)
+    """The names that are written almost alike; else those that the word is a part of."""
+    names = list(dict.fromkeys(known))
+    close = difflib.get_close_matches(word, names, n=2, cutoff=0.7)
+    close = close or [name for name in names if len(word) > 2 and word.lower() in re.split(r"[_.\W]", name.lower())][:3]
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
@@ -381,7 +449,7 @@ def read_config(run_dir: Path) -> DictConfig:
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"{run_dir}: no config.yaml, so it is not a run directory.")
+        raise ConfigError(f"{run_dir}: no config.yaml, so it is not a run directory. Name the run_dir of a training.")
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
     return config

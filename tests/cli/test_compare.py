@@ -45,4 +45,4 @@ def test_other_protocols_are_refused(tmp_path):
     told = run("compare", str(tmp_path / "a"), str(tmp_path / "b"), f"out={tmp_path / 'c.html'}", status=1)
     assert told.startswith("vlmkit-compare: These evaluations cannot be compared:\n  gqa: protocol is 'lmms-eval' in ")
     assert not (tmp_path / "c.html").exists()
-    assert "two evaluation directories are compared: vlmkit-compare runs/a/eval" in run("compare", status=1)
+    assert "two evaluation directories are compared. Name both: vlmkit-compare runs/a/eval" in run("compare", status=1)

@@ -141,7 +141,12 @@ def test_scoring_again_needs_no_model(model, tmp_path):
     told = [json.loads(line) for line in path.read_text().splitlines()]
     told[0] |= {"answer": f" {told[0]['expected'].upper()}. "}
     path.write_text("".join(json.dumps(record) + "\n" for record in told))
+    before = json.loads((tmp_path / "summary.json").read_text())["benchmarks"]["shapes"]
     output = run("eval", "ckpt=nowhere", f"output_dir={tmp_path}", "rescore=true", "max_samples_per_benchmark=4")
+    after = json.loads((tmp_path / "summary.json").read_text())["benchmarks"]["shapes"]
+    made = ("preset", "prompt_id", "backend", "template", "pixel_limits", "decoding", "parser", "judge")
+    assert {name: after[name] for name in made} == {name: before[name] for name in made}
+    assert (after["preset"], after["backend"], len(after["template"])) == ("house", "hf", 12)
     assert records(tmp_path)[0]["outcome"] == "right"
     assert "25.0" in output or "50.0" in output or "75.0" in output or "100.0" in output
 

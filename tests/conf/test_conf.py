@@ -26,14 +26,22 @@ USED = {
     "convert": (),
 }
 """The groups of each command."""
-CHOICES = [(command, group, option) for command in COMMANDS for group in USED[command] for option in options_of(group)]
+KINDS_OF_MODEL = ("tiny", "qwen3_vl", "vision2b_llm0_6b", "qwen3_vl_30b_a3b")
+"""The other models are these with other hub ids: composing them with one command will do."""
+CHOICES = [
+    (command, group, option)
+    for command in COMMANDS
+    for group in USED[command]
+    for option in options_of(group)
+    if group != "model" or command == "train" or option in KINDS_OF_MODEL
+]
 OURS = {"attn_implementation", "gradient_checkpointing", "compile", "kernels", "lora"}
 """Settings of `model` that concern training: not for the constructor."""
 HELD_OUT = {"validation"}
 """A setting of `data` that the command takes."""
 LOOPED = {"max_epochs", "max_steps"}
 """Settings of `trainer` that the plan takes."""
-AT_RUN_TIME = {"HFBackend": {"directory"}}
+AT_RUN_TIME = {"HFBackend": {"directory"}, "VLLMBackend": {"directory"}}
 """Arguments that code gives, not yaml."""
 
 
@@ -238,14 +246,34 @@ def test_help_and_config_answer_without_torch(command, arguments):
             "data.sources=[x]",
             "data.sources: no such setting. The chosen data= does not have it: choose data=llava",
         ),
-        ("train", "model.path=x", "The chosen model= does not have it: choose model=qwen3_vl."),
+        ("train", "model.path=x", "The chosen model= does not have it: choose model=qwen3_vl or model="),
         ("train", "data.souces=[a]", "data.souces: no such setting. Did you mean data.sources"),
         ("train", "trainer.maxsteps=3", "trainer.maxsteps: no such setting. Did you mean trainer.max_steps"),
-        ("train", "batch_size=4", "Did you mean data.batch_size?"),
+        ("train", "batch_size=4", "Did you mean data.batch_size or validate.batch_size?"),
+        ("train", "optim.lrr=1", "optim.lrr: no such setting. Did you mean optim.lr?"),
+        ("train", "data.sorces=", "data.sorces: no such setting. Did you mean data.sources?"),
+        ("train", "max_steps=3", "max_steps: no such setting. Did you mean trainer.max_steps?"),
+        ("train", "trainer.epochs=2", "trainer.epochs: no such setting. Did you mean trainer.max_epochs?"),
+        ("train", "model.rank=8", "model.rank: no such setting. Did you mean model.lora.rank?"),
+        ("train", "optim.zzz=1", "optim.zzz: no such setting. There are: optim.lr, "),
+        ("train", "optim.lr.x=1", "optim.lr.x: no such setting. Did you mean optim.lr?"),
+        ("train", "zzz=1", "zzz: no such setting. There are: run_dir, "),
+        ("train", "~optim.lrr", "optim.lrr: no such setting. Did you mean optim.lr?"),
+        ("train", "+foo=1", "foo: nothing reads such a setting. There are: callbacks, data, "),
+        ("train", "+dat.limit=1", "dat.limit: nothing reads such a setting."),
+        ("train", "-m optim.lrr=1,2", "optim.lrr: no such setting. Did you mean optim.lr?"),
+        ("train", "-m data=llava,shaps", "data=shaps: no such option. Did you mean shapes?"),
+        ("train", "data=lava", "data=lava: no such option. Did you mean llava? There are: cambrian_737k, "),
+        ("train", "stage=stge1", "stage=stge1: no such option. Did you mean stage1 or stage2? There are: full, "),
+        ("train", "freeze=vision", "Did you mean vision_frozen? There are: merger_only, none, vision_frozen."),
+        ("train", "logger=[csv,wnadb]", "logger=wnadb: no such option. Did you mean wandb? There are: csv, "),
+        ("train", "eval=gqa", "vlmkit-train takes no eval=. There are: run_dir, "),
+        ("assemble", "data=llava", "data: no such setting. vlmkit-assemble takes no data=. There are: out, "),
+        ("convert", "fields.qestion=ask", "fields.qestion: no such setting. Did you mean fields.question?"),
         ("train", "stge=stage1", "stge: no such setting. Did you mean stage?"),
         ("eval", "ckptt=x", "ckptt: no such setting. Did you mean ckpt?"),
         ("assemble", "model.vision_encodr=x", "Did you mean model.vision_encoder"),
-        ("train", "model=nope", "model=nope: no such option. There are: qwen3_vl, tiny, vision2b_llm0_6b."),
+        ("train", "model=nope", "model=nope: no such option. There are: qwen2_5_vision3b_llm1_5b, "),
         ("train", "model=tinny", "model=tinny: no such option. Did you mean tiny?"),
         ("train", "data.sources=[a", "data.sources=[a: not readable as key=value"),
         ("train", "resume", "resume: not readable as key=value"),
@@ -255,11 +283,24 @@ def test_help_and_config_answer_without_torch(command, arguments):
     ],
 )
 def test_wrong_words_are_told_with_what_was_meant(command, override, answer):
-    status, _, errors = ask(command, override)
+    status, _, errors = ask(command, *override.split(" "))
     assert status == 1
     assert answer in errors
     assert "Traceback" not in errors
     assert "heavy []" in errors
+
+
+def test_an_added_setting_that_its_constructor_does_not_know_is_told_with_what_was_meant():
+    from vlmkit.config import build
+    from vlmkit.errors import ConfigError
+
+    for override, told in {
+        "+optim.lrr=1": r"^optim\.lrr: no such setting\. Did you mean optim\.lr\? There are: optim\.lr, optim\.lr_vision",
+        "++freeze.merge=1": r"^freeze\.merge: no such setting\. Did you mean freeze\.merger\? There are: freeze\.vision_encoder, ",
+    }.items():
+        group = override.lstrip("+").split(".")[0]
+        with pytest.raises(ConfigError, match=told):
+            build(composed("train", override)[group], object)
 
 
 def test_a_suggestion_is_never_a_class_path():
@@ -313,3 +354,17 @@ def test_numbers_of_the_run_are_checked_before_anything_is_read(override, tmp_pa
     assert errors.startswith(f"vlmkit-train: {key}={value}: wanted a whole number")
     assert "Error executing" not in errors
     assert "Traceback" not in errors
+
+
+def test_an_optimiser_that_the_command_line_names_is_left_to_be_made():
+    """As composed, where no new key may be added."""
+    import torch
+
+    from vlmkit.cli.training import optimizer_node
+    from vlmkit.config import build
+    from vlmkit.training.optim import OptimizerPlan
+
+    node = composed("train", "optim.optimizer={_target_: torch.optim.SGD, momentum: 0.9}").optim
+    plan = build(optimizer_node(node), OptimizerPlan)
+    assert (plan.optimizer.func, plan.optimizer.keywords) == (torch.optim.SGD, {"momentum": 0.9})
+    assert "_partial_" not in node.optimizer, "what is saved with the run is what was given"

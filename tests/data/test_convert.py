@@ -136,7 +136,9 @@ def test_coco_gives_a_row_a_caption(tmp_path):
     assert done.format == "coco"
     assert rows[0]["image"] == "x.jpg"
     assert said(rows[0]) == [("human", "<image>\nDescribe the image."), ("gpt", "A dog.")]
-    assert done.first["unknown_image"] == [f"{path}:2: image_id 9 is not among the file's images."]
+    assert done.first["unknown_image"] == [
+        f"{path}:2: image_id 9 is not among the file's images. Add the image or drop the caption."
+    ]
 
 
 def test_vqa2_joins_questions_and_answers(tmp_path):
@@ -217,3 +219,68 @@ def test_a_template_reaches_fields_only(tmp_path):
         tmp_path, lines(tmp_path / "x.jsonl", {"question": "a", "answer": "b"}), image="{question.__class__}.jpg"
     )
     assert done.refused == {"no_field": 1}
+
+
+# --- data files of LLaMA-Factory and ms-swift -------------------------------------------------------------------------
+
+
+def test_an_alpaca_row_with_images_keeps_its_input_history_and_system(tmp_path):
+    row = {
+        "instruction": "Which fruit?",
+        "input": "Answer in one word.",
+        "output": "Plum",
+        "system": "Be brief.",
+        "history": [["<image>What is on the table?", "A bowl."]],
+        "images": ["a.jpg"],
+    }
+    rows, done = convert(tmp_path, lines(tmp_path / "alpaca.json", row))
+    assert done.format == "qa"
+    assert rows[0]["image"] == "a.jpg"
+    assert said(rows[0]) == [
+        ("system", "Be brief."),
+        ("human", "<image>What is on the table?"),
+        ("gpt", "A bowl."),
+        ("human", "Which fruit?\nAnswer in one word."),
+        ("gpt", "Plum"),
+    ]
+
+
+def test_an_input_is_only_added_to_an_instruction_that_was_not_named(tmp_path):
+    row = {"question": "Why?", "instruction": "Explain.", "input": "x", "answer": "So."}
+    source = lines(tmp_path / "rows.jsonl", row)
+    assert said(convert(tmp_path, source)[0][0])[0] == ("human", "Why?")
+    named = dict.fromkeys(GUESSES) | {"question": "instruction"}
+    assert said(convert(tmp_path, source, fields=named)[0][0])[0] == ("human", "Explain.")
+
+
+@pytest.mark.parametrize("key", ["sharegpt", "messages"])
+def test_the_system_text_of_a_row_stands_before_its_turns_once(tmp_path, key):
+    who, what = ("from", "value") if key == "sharegpt" else ("role", "content")
+    turns = [{who: "user", what: "<image>Who are they?"}, {who: "assistant", what: "Players."}]
+    field = "conversations" if key == "sharegpt" else "messages"
+    own = {field: [{who: "system", what: "Own."}, *turns], "images": ["a.jpg"], "system": "Other."}
+    source = lines(tmp_path / "rows.jsonl", {field: turns, "images": ["a.jpg"], "system": "Be kind."}, own)
+    rows, done = convert(tmp_path, source)
+    assert done.format == key
+    assert said(rows[0])[:2] == [("system", "Be kind."), ("human", "<image>Who are they?")]
+    assert said(rows[1])[0] == ("system", "Own.")
+    assert len(said(rows[1])) == 3
+
+
+def test_markers_that_another_tool_fills_are_refused(tmp_path):
+    boxes = {
+        **chat("<image>Where is <ref-object>?", "<bbox>"),
+        "images": ["a.jpg"],
+        "objects": {"bbox": [[1, 2, 3, 4]]},
+    }
+    source = lines(tmp_path / "swift.jsonl", chat("Hi", "Ho"), boxes, chat("I typed <bbox>", "Fine"))
+    rows, done = convert(tmp_path, source)
+    assert len(rows) == 2
+    [told] = done.first["unfilled_marker"]
+    assert "swift.jsonl:2: its text holds <bbox>, to be filled from 'objects'. Write the boxes into the text" in told
+
+
+def test_a_history_that_is_none_is_refused(tmp_path):
+    row = {"query": "And now?", "response": "Yes.", "history": ["once"]}
+    _, done = convert(tmp_path, lines(tmp_path / "swift.jsonl", row))
+    assert "exchange 1 of its history is no pair of texts" in done.first["bad_turn"][0]

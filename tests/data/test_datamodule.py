@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 from PIL import Image
 
+from vlmkit.data import datamodule as module
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.dataset import PackDataset
 from vlmkit.errors import ConfigError, DataError
@@ -198,8 +199,8 @@ def test_unknown_choices(key: str, corpus: Any, datamodule: MakeData) -> None:
         ("max_tokens", 2.5, "a whole number of at least 1 or null"),
         ("batch_size", "all", "a whole number of at least 1 or null"),
         ("tokens_per_batch", -1, "a whole number of at least 1 or null"),
-        ("num_workers", None, "a whole number of at least 0"),
-        ("num_workers", -1, "a whole number of at least 0"),
+        ("num_workers", "many", "a whole number of at least 0 or null"),
+        ("num_workers", -1, "a whole number of at least 0 or null"),
         ("seed", -3, "a whole number of at least 0"),
     ],
 )
@@ -372,3 +373,13 @@ def test_two_missing_videos_of_a_public_manifest(videos: Path, processor: Proces
     told = counts(data, "video")
     assert (told["skipped"], told["trained"]) == (2, told["read"] - 2)
     assert data.accounting()["sources"]["video"]["skipped_by_reason"] == {"missing_media": 2}
+
+
+def test_workers_are_as_many_as_the_cpus_at_most_four(
+    corpus: Any, datamodule: MakeData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = corpus.write([corpus.rows["text"]])
+    for cpus, wanted in ((1, 1), (3, 3), (96, 4)):
+        monkeypatch.setattr(module, "usable_cpus", lambda cpus=cpus: cpus)
+        assert datamodule(path, num_workers=None).num_workers == wanted
+    assert datamodule(path, num_workers=7).num_workers == 7

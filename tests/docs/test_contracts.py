@@ -38,6 +38,7 @@ def test_the_section_lists_every_file():
         "hf/vlmkit.json",
         "eval/summary.json",
         "eval/<benchmark>/metrics.json",
+        "eval/<benchmark>/asked.json",
         "eval/<benchmark>/records.jsonl",
     ]
 

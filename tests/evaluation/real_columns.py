@@ -207,22 +207,47 @@ PLANTED: dict[str, tuple[dict[str, str], float, float]] = {
 """Planted answers by case id, the score in percent they earn, and the share that is understood."""
 
 
+GQA = {
+    "testdev_balanced_instructions/testdev-00000-of-00001.parquet": {
+        "id": ["201", "202", "203"],
+        "imageId": ["n1", "n2", "gone"],
+        "question": ["Is it red?", "What is there?", "Is it there?"],
+        "answer": ["yes", "dog", "no"],
+        "fullAnswer": ["Yes, it is.", "A dog.", "No."],
+        "isBalanced": [True] * 3,
+    },
+    "testdev_balanced_images/testdev-00000-of-00001.parquet": {"id": ["n1", "n2"], "image": [RED, BLUE]},
+}
+"""Files and columns of GQA: questions and images lie in two configurations."""
+
+
+def files_of(name: str) -> dict[str, dict[str, list]]:
+    """Columns of each Parquet file of a benchmark, by its path below the benchmark's folder."""
+    return dict([HUB[name]]) if name != "gqa" else GQA
+
+
 def write_hub(root: Path, name: str) -> Path:
     """The Parquet files of a benchmark under `root/<name>`, as its repository on the hub lays them out."""
-    if name == "gqa":
-        write_columns(root / "gqa/testdev_balanced_instructions/testdev-00000-of-00001.parquet", {
-            "id": ["201", "202", "203"],
-            "imageId": ["n1", "n2", "gone"],
-            "question": ["Is it red?", "What is there?", "Is it there?"],
-            "answer": ["yes", "dog", "no"],
-            "fullAnswer": ["Yes, it is.", "A dog.", "No."],
-            "isBalanced": [True] * 3,
-        })  # fmt: skip
-        write_columns(root / "gqa/testdev_balanced_images/testdev-00000-of-00001.parquet",
-               {"id": ["n1", "n2"], "image": [RED, BLUE]})  # fmt: skip
-        return root
-    file, columns = HUB[name]
-    write_columns(root / name / file, columns)
+    for file, columns in files_of(name).items():
+        write_columns(root / name / file, columns)
+    return root
+
+
+def write_saved(root: Path, name: str) -> Path:
+    """The same rows as `datasets` saves them, `<config>/<split>`, images as its own feature."""
+    from datasets import Dataset, Image, Sequence
+
+    for file, columns in files_of(name).items():
+        columns = {key: [None if value == GONE else value for value in values] for key, values in columns.items()}
+        data = Dataset(pa.table(columns))
+        for column, values in columns.items():
+            first = next((value for value in values if value), None)
+            if isinstance(first, dict) and "bytes" in first:
+                data = data.cast_column(column, Image())
+            elif isinstance(first, list) and isinstance(first[0], dict) and "bytes" in first[0]:
+                data = data.cast_column(column, Sequence(Image()))
+        folder, split = (root / name / file).parent, Path(file).stem.split("-")[0]
+        data.save_to_disk(str(folder / split))
     return root
 
 
@@ -269,6 +294,12 @@ TSV: dict[str, tuple[str, list[dict[str, str]]]] = {
     "ocrbench": ("OCRBench", [{"question": "Read!", "answer": "['EXIT']", "category": "Regular Text Recognition"}]),
 }
 """Name of the file and its rows, without index and image."""
+TSV_RIGHT = {
+    "gqa": ["yes"], "science_qa": ["B"], "textvqa": ["Acme."], "mmmu": ["B", "3.5"], "seed": ["a cat"], "mathvista": ["(B)"],
+    "ai2d": ["The answer is B"], "chartqa": ["12.4"], "docvqa": ["paula"], "mmstar": ["B"], "realworldqa": ["a cat"],
+    "ocrbench": ["the EXIT sign"],
+}  # fmt: skip
+"""An answer to each case of these files that earns everything by the default protocol."""
 
 
 def write_tsv(root: Path, name: str) -> Path:

@@ -85,6 +85,43 @@ def test_tables_say_error_parse_rate_and_baselines():
     assert "| a | 50.0 ± 50.0 | 2 | 100.0% |" in markdown(figures, {})
 
 
+class Points(Told):
+    """A headline figure that is no percentage."""
+
+    metric, unit, figure_units = "total", "points", {"share": "percent"}
+
+    def figures(self, records):
+        return {"total": 1520.5, "share": 30.0, "a": 1.0, "b": 2.0, "c": 3.0}
+
+
+def test_units_stand_beside_the_figures():
+    figures = {"told": aggregate(Points(), RECORDS)}
+    assert "1520.5 ± 0.0 points" in table(figures)
+    assert "told: total 1520.50 points, share 30.00 %, a 1.00 points, b 2.00 points" in table(figures).splitlines()
+    assert "told: total 1520.50 points, share 30.00 %, a 1.00 points, b 2.00 points, c 3.00 points" in markdown(
+        figures, {}
+    )
+    assert "30.0 ± 20.0 %" in table({"told": aggregate(Told(), RECORDS)})
+
+
+def test_ocrbench_s_final_score_is_in_points():
+    from vlmkit.evaluation.benchmarks.ocrbench import OCRBench
+
+    assert OCRBench.figure_units == {"final_score": "points"}
+
+
+def test_how_it_was_made_is_told_only_where_it_is_known():
+    figures = aggregate(Told(), RECORDS)
+    assert "How these were made" not in markdown({"told": figures}, {})
+    made = {
+        "preset": "paper", "prompt_id": "x:1", "parser": "v", "judge": {"model": "m-1"}, "parse_failures": 0.2, "backend": None,
+        "template": None, "pixel_limits": None, "decoding": {"strategy": "greedy", "dtype": None},
+    }  # fmt: skip
+    text = markdown({"told": made | figures}, {})
+    assert "| told | paper | x:1 | unknown | unknown | unknown | strategy greedy | v | m-1 | 5 | 20.0% |" in text
+    assert "lmms-eval (paper)" in text
+
+
 def test_questions_on_one_image_are_one_cluster():
     """Four answers in two clusters: the residuals of a cluster are added before they are squared."""
     rows = [record(1, "right", cluster="x"), record(1, "right", cluster="x")]

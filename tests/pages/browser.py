@@ -60,12 +60,13 @@ class Browser:
 
     @contextmanager
     def page(
-        self, path: Path, fragment: str = "", *, width: int = 1280, height: int = 800, dark: bool = False
+        self, place: Path | str, fragment: str = "", *, width: int = 1280, height: int = 800, dark: bool = False
     ) -> Iterator[Page]:
-        """Open a file and wait until its script says it is ready."""
+        """Open a file or an address and wait until its script says it is ready."""
         page = Page(self._endpoint, self._loop)
+        url = place if isinstance(place, str) else place.resolve().as_uri()
         try:
-            page.open(path.resolve().as_uri() + fragment, width=width, height=height, dark=dark)
+            page.open(url + fragment, width=width, height=height, dark=dark)
             yield page
         finally:
             page.close()
@@ -139,6 +140,17 @@ class Page:
         if click:
             for kind in ("mousePressed", "mouseReleased"):
                 self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        self.settle()
+
+    def drop(self, selector: str, *files: Path) -> None:
+        """Let files fall onto an element, as if dragged from a folder."""
+        x, y = self.ask(
+            f"(() => {{ const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
+            " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+        )
+        dragged = {"items": [], "files": [str(path) for path in files], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=dragged)
         self.settle()
 
     def screenshot(self, path: Path, *, whole: bool = False) -> Path:

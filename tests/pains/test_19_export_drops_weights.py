@@ -21,9 +21,9 @@ def model(tiny):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("dropped", rf"1 tensors are in the file or in the model only \(first: {NAME}\)\.$"),
-        ("added", r"1 tensors are in the file or in the model only \(first: lora_A\.weight\)\.$"),
-        ("changed", rf"tensor {NAME} in the file differs from the model's\.$"),
+        ("dropped", rf"1 tensors are in the file or in the model only \(first: {NAME}\)\. Please report it\.$"),
+        ("added", r"1 tensors are in the file or in the model only \(first: lora_A\.weight\)\. Please report it\.$"),
+        ("changed", rf"tensor {NAME} in the file differs from the model's\. Write it again"),
     ],
 )
 def test_a_fault_of_one_tensor_is_named(model, processor, tmp_path, fault, message):

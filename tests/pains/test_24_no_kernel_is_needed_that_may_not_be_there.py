@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import conv3d
 
 from vlmkit.errors import ConfigError
-from vlmkit.model.attention import choose_kernel
+from vlmkit.model.attention import choose_kernel, flash_fault
 from vlmkit.model.patch_embed import embed_patches
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -29,6 +29,20 @@ def test_what_is_not_there_is_told():
     if not find_spec("flash_attn"):
         with pytest.raises(ConfigError, match=r"flash-attn is not installed. pip install 'vlmkit\[flash\]'"):
             choose_kernel("flash", GPU, torch.bfloat16)
+
+
+def test_a_flash_attn_built_for_another_pytorch_is_passed_over_and_told(monkeypatch, tmp_path):
+    (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol: _ZN3c105ErrorC2E')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    flash_fault.cache_clear()
+    try:
+        assert choose_kernel("auto", GPU, torch.bfloat16) == "varlen"
+        with pytest.raises(
+            ConfigError, match=r"does not load \(undefined symbol: _ZN3c105ErrorC2E\). Install a build for"
+        ):
+            choose_kernel("flash", GPU, torch.bfloat16)
+    finally:
+        flash_fault.cache_clear()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])

@@ -215,7 +215,8 @@ def test_a_reader_that_cannot_be_loaded_is_told_with_its_remedy_and_auto_goes_on
     monkeypatch.setattr("vlmkit.processing.video.READERS", {"torchcodec": Broken, "pyav": readers.PyavReader})
     try:
         with pytest.raises(
-            ConfigError, match=r"data\.video_reader=torchcodec cannot be loaded\. torchcodec: libavutil.* \(pip"
+            ConfigError,
+            match=r"data\.video_reader=torchcodec cannot be loaded\. Install it, or choose data\.video_reader=auto\. torchcodec: libavutil.* \(pip",
         ):
             choose_reader("torchcodec")
         assert choose_reader("auto") == "pyav"

@@ -17,7 +17,7 @@ def rows() -> Iterator[tuple[str, ...]]:
     """Name, source, split, metric, protocols (default first) and use of a judge, a benchmark a row."""
     for name in options_of("eval"):
         node: dict[str, Any] = yaml.safe_load((conf_dir() / "eval" / f"{name}.yaml").read_text(encoding="utf-8"))
-        made = _class_of(node["_target_"])
+        made = class_of(node["_target_"])
         protocols = [node["protocol"]] if "protocol" in node else [made.protocol]
         protocols += [one for one in getattr(made, "protocols", ()) if one not in protocols]
         metric = str(getattr(made, "metric", "") or node.get("rule", "exact_match"))
@@ -37,19 +37,13 @@ def text() -> str:
     return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in told)
 
 
-def protocols_of(target: str) -> tuple[str, ...]:
-    """The protocols that the benchmark of a `_target_` can follow."""
-    made = _class_of(target)
-    return tuple(getattr(made, "protocols", (made.protocol,)))
-
-
 def _source(node: dict[str, Any]) -> str:
     if "hub_id" not in node:
         return "drawn in place"
     return node["hub_id"] + (f" ({node['config']})" if node.get("config") else "")
 
 
-def _class_of(target: str) -> Any:
+def class_of(target: str) -> Any:
     """The class that a `_target_` names, or the one that the function it names makes."""
     module, _, name = target.rpartition(".")
     found: Any = getattr(importlib.import_module(module), name)

@@ -40,7 +40,7 @@ def _quoted(text: str) -> str:
 
 def _task(config: DictConfig) -> None:
     if config.first is None or config.second is None:
-        raise ConfigError("two evaluation directories are compared: vlmkit-compare runs/a/eval runs/b/eval")
+        raise ConfigError("two evaluation directories are compared. Name both: vlmkit-compare runs/a/eval runs/b/eval")
     from vlmkit.evaluation.comparison import compare, read_evaluation, table
     from vlmkit.pages.comparison import write_comparison
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from vlmkit.cli.checkpoints import model_directory
 from vlmkit.cli.sharing import Place, all_ranks, find_place, settle
 from vlmkit.config import benchmark_nodes, build, run_command, this_job
-from vlmkit.errors import CheckpointError, ConfigError
+from vlmkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlmkit.evaluation.benchmark import Benchmark
@@ -36,18 +37,24 @@ def _task(config: DictConfig) -> None:
         raise ConfigError(
             "use_llm_judge=true: no judge can be asked yet. Leave it out: every benchmark here is scored by rule."
         )
+    from vlmkit.cli.available import with_data
     from vlmkit.cli.quiet import hush
 
     hush()
     benchmarks = [_benchmark(name, node, config) for name, node in nodes.items()]
+    benchmarks = with_data(benchmarks, asked_for_all=config.benchmarks == "all")
     asks = _needs_model(config)
     place = find_place(config.devices if asks and not config.rescore else 1, os.environ)
-    if place.outside and config.ckpt is None:
+    if place.outside and asks and config.ckpt is None:
         raise ConfigError("Processes started from outside need ckpt=: each would assemble a model of its own.")
     if place.share.rank and (not asks or config.rescore):
         return  # nothing is asked: the first one scores
-    directory = _model_directory(config) if asks else None
+    assembled = Path(config.output_dir or "runs/eval").expanduser() / "model"
+    directory = model_directory(config, assembled=assembled) if asks else None
     output_dir = _output_dir(config, directory)
+    if place.share.num_ranks == 1:
+        _evaluate(config, benchmarks, directory, output_dir, place)
+        return
     settled = [f"{key}='{str(value)}'" for key, value in (("ckpt", directory), ("output_dir", output_dir))]
     with all_ranks(place, output_dir, [*this_job("eval", Path()), *settled]):
         _evaluate(config, benchmarks, directory, output_dir, place)
@@ -56,6 +63,8 @@ def _task(config: DictConfig) -> None:
 def _evaluate(
     config: DictConfig, benchmarks: list[Benchmark], directory: Path | None, output_dir: Path, place: Place
 ) -> None:
+    from vlmkit.cli.presets import preset_of
+    from vlmkit.evaluation import provenance
     from vlmkit.evaluation.aggregate import aggregate
     from vlmkit.evaluation.answered import FileAnswers
     from vlmkit.evaluation.report import table, write_reports
@@ -79,6 +88,8 @@ def _evaluate(
     if config.answers:
         answers = FileAnswers(config.answers)
         checkpoint |= answers.identity
+        for one in benchmarks:
+            provenance.keep_asked(settings.path(one).parent, provenance.UNKNOWN)
         found = {one.name: run_answers(one, answers, settings) for one in benchmarks}
     elif config.rescore:
         found = {one.name: score_records(one, settings) for one in benchmarks}
@@ -88,6 +99,8 @@ def _evaluate(
         backend = build(config.backend, GenerationBackend, directory=directory)
         checkpoint |= backend.identity
         for one in benchmarks:
+            if not place.share.rank:
+                provenance.keep_asked(settings.path(one).parent, provenance.asked_with(backend, params))
             answer_benchmark(one, backend, settings)
         if place.share.rank:
             return
@@ -95,6 +108,10 @@ def _evaluate(
             await_ranks(one, backend, settings)
         found = {one.name: score_records(one, settings) for one in benchmarks}
     figures = {one.name: aggregate(one, found[one.name]) for one in benchmarks}
+    for one in benchmarks:
+        scored = provenance.scored_with(found[one.name], protocol=one.protocol, preset=preset_of(one, config))
+        made = provenance.kept_asked(settings.path(one).parent) | scored
+        figures[one.name] = made | figures[one.name]  # who judged, where somebody did, is among the figures
     summary = write_reports(output_dir, checkpoint=checkpoint, benchmarks=figures)
     page = write_report(
         output_dir,
@@ -121,51 +138,15 @@ def _needs_model(config: DictConfig) -> bool:
 
 def _benchmark(name: str, node: DictConfig, config: DictConfig) -> Benchmark:
     """Make a benchmark; settings that concern all replace those of its file, its own options win."""
-    from vlmkit.cli.benchmarks import protocols_of
+    from vlmkit.cli.presets import apply_protocol
     from vlmkit.evaluation.benchmark import Benchmark
-    from vlmkit.evaluation.benchmarks.asking import PROTOCOLS
 
     given = config.benchmark_options.get(name) or {}
-    for key in ("prompt_suffix", "data_root", "protocol", "seed"):
+    for key in ("prompt_suffix", "data_root", "seed"):
         if key in node and key not in given and config[key] is not None:
-            if key == "protocol" and config[key] not in PROTOCOLS:
-                raise ConfigError(f"protocol={config[key]}: choose {' or '.join(PROTOCOLS)}.")
-            if key != "protocol" or config[key] in protocols_of(node._target_):
-                node[key] = config[key]
+            node[key] = config[key]
+    apply_protocol(node, config, given)
     return build(node, Benchmark, f"benchmark_options.{name}")
-
-
-def _model_directory(config: DictConfig) -> Path:
-    """The Hugging Face directory to evaluate: of a run, or as given; without `ckpt`, the model the config assembles.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if config.ckpt is None:
-        return _assembled(config)
-    place = Path(config.ckpt).expanduser()
-    exported = sorted(place.glob("checkpoints/hf_step-*"), key=lambda path: int(path.name.split("-")[1]))
-    for directory in (place / "hf", *reversed(exported), place):
-        if (directory / "config.json").is_file() and not (directory / "config.yaml").is_file():
-            return directory
-    raise CheckpointError(
-        f"ckpt={config.ckpt}: no model there. Name a finished run directory or a Hugging Face directory."
-    )
-
-
-def _assembled(config: DictConfig) -> Path:
-    import torch
-
-    from vlmkit.cli.training import model_source
-    from vlmkit.model.checkpoint import save_hf
-    from vlmkit.processing.processor import load_processor
-
-    source = model_source(config.model)
-    vlm = source.build(dtype=torch.float32)
-    directory = Path(config.output_dir or "runs/eval") / "model"
-    print(f"No ckpt given: evaluating the model as assembled, untrained, in {directory}.")
-    processor = load_processor(source.processor_source)
-    return save_hf(model=vlm.model, processor=processor, directory=directory, provenance=vlm.provenance)
 
 
 def _output_dir(config: DictConfig, directory: Path | None) -> Path:

@@ -85,7 +85,9 @@ def _rows(settings: DictConfig, data: PackedDataModule) -> list[int]:
 
 def _number_or_text(wanted: object) -> int | str:
     if isinstance(wanted, bool) or not isinstance(wanted, int | str):
-        raise ConfigError(f"inspect.rows: {wanted!r} is neither a row number nor FILE:ROW.")
+        raise ConfigError(
+            f"inspect.rows: {wanted!r} is neither a row number nor FILE:ROW. Give such as 17 or train.json:17."
+        )
     return wanted
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from vlmkit.config import conf_dir
 
-COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert")
+COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert", "chat", "doctor")
 LIKE_TRAIN = ("check", "inspect")
 """Commands whose yaml composes that of `vlmkit-train` and adds to it."""
 GROUPS = ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "backend", "eval")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,12 +24,15 @@ from vlmkit.data.manifest import resolve_sources, row_id
 from vlmkit.data.overlong import OVERLONG, Overlong
 from vlmkit.data.packing import Budget
 from vlmkit.data.plan import Order, Plan, PlanRows, make_plan, rows_over
-from vlmkit.data.workers import settle_worker
+from vlmkit.data.workers import start_server, start_worker
 from vlmkit.errors import ConfigError, DataError
 from vlmkit.processing.encode import Pixels
 from vlmkit.processing.media import PixelBudget
 from vlmkit.processing.processor import Processor
 from vlmkit.processing.video import ReaderName, VideoReading
+
+_MOST_WORKERS = 4
+"""Where nobody says how many: each holds a tokenizer and a reader of videos."""
 
 
 class PackedDataModule(L.LightningDataModule):
@@ -56,7 +59,8 @@ class PackedDataModule(L.LightningDataModule):
         order: `shuffled`, `grouped` or `sequential`.
         heaviest_first: The heaviest pack goes first, so that memory fails at once or never.
         pixels: `uint8` or `float32`; see `encode_example`.
-        num_workers: Processes that load; 0 loads in the main one.
+        num_workers: Processes that load; 0 loads in the main one. None: as many as the CPUs that this process may use,
+            at most four.
         cache_dir: Where the index is kept.
         seed: Of the order of rows.
     """
@@ -88,7 +92,7 @@ class PackedDataModule(L.LightningDataModule):
         order: Order,
         heaviest_first: bool,
         pixels: Pixels,
-        num_workers: int,
+        num_workers: int | None,
         cache_dir: str | Path,
         seed: int,
     ) -> None:
@@ -105,7 +109,7 @@ class PackedDataModule(L.LightningDataModule):
         _check_number("batch_size", batch_size, least=1, optional=True)
         _check_number("tokens_per_batch", tokens_per_batch, least=1, optional=True)
         _check_number("patches_per_batch", patches_per_batch, least=1, optional=True)
-        _check_number("num_workers", num_workers, least=0)
+        _check_number("num_workers", num_workers, least=0, optional=True)
         _check_number("seed", seed, least=0)
         _check_choice("overlong", overlong, OVERLONG)
         _check_choice("on_bad_row", on_bad_row, ("error", "skip"))
@@ -140,7 +144,7 @@ class PackedDataModule(L.LightningDataModule):
         self.order: Order = order
         self.heaviest_first = heaviest_first
         self.pixels: Pixels = pixels
-        self.num_workers = num_workers
+        self.num_workers = min(usable_cpus(), _MOST_WORKERS) if num_workers is None else num_workers
         self.cache_dir = Path(cache_dir).expanduser()
         self.seed = seed
         self.start_pack = 0
@@ -265,12 +269,14 @@ class PackedDataModule(L.LightningDataModule):
         assert self.held_out_plan is not None
         slots = deal(self.held_out_plan, num_ranks=num_ranks, accumulate=1).slots(rank)
         workers = min(self.num_workers, 2)
+        if workers:
+            start_server()
         return PlanLoader(
             PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits),
             sampler=SlotSampler(slots, num_done=0),
             batch_size=None,
             num_workers=workers,
-            worker_init_fn=_start_worker if workers else None,
+            worker_init_fn=start_worker if workers else None,
             multiprocessing_context="forkserver" if workers else None,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -281,12 +287,14 @@ class PackedDataModule(L.LightningDataModule):
         assert self.trainer is not None
         accumulate = self.trainer.accumulate_grad_batches
         slots = self.steps(self.trainer.world_size, accumulate).slots(self.trainer.global_rank)
+        if self.num_workers:
+            start_server()
         return PlanLoader(
             self.pack_dataset(),
             sampler=SlotSampler(slots, num_done=self.start_step * accumulate),
             batch_size=None,
             num_workers=self.num_workers,
-            worker_init_fn=_start_worker if self.num_workers else None,
+            worker_init_fn=start_worker if self.num_workers else None,
             multiprocessing_context="forkserver" if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -354,13 +362,6 @@ class PackedDataModule(L.LightningDataModule):
         )
 
 
-def _start_worker(number: int) -> None:
-    """A worker as every one is; and signals to the whole job are the main process's business."""
-    settle_worker(number)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-
 def _packed_contents(index: Index, processor: Processor) -> list[str]:
     """What packs depend on besides the counts of their rows: manifests, processor, and limits of single sources.
 
@@ -369,6 +370,11 @@ def _packed_contents(index: Index, processor: Processor) -> list[str]:
     """
     limits = [json.dumps(dict(source.limits), sort_keys=True) for source in index.sources]
     return [*index.contents, processor.fingerprint, *limits]
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: on a shared machine often fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_number(name: str, value: object, *, least: int, optional: bool = False, whole: bool = True) -> None:

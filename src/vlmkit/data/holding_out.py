@@ -40,7 +40,9 @@ def hold_out(judgement: Judgement, share: float) -> tuple[Judgement, PlanRows]:
     if not len(held) and len(trainable):
         held = trainable[[int(drawn.argmin())]]
     if len(held) == len(trainable):
-        raise ValueError(f"data.validation={share} holds out all {len(trainable)} rows, so nothing is left to train on")
+        raise ValueError(
+            f"data.validation={share} holds out all {len(trainable)} rows, so nothing is left to train on; lower it"
+        )
     words = (*judgement.words, HELD_OUT)
     verdict = np.array(judgement.verdict)
     verdict[trainable] = len(words) - 1

@@ -151,7 +151,7 @@ def _root(own: object, common: str | Path | None, path: Path | str, where: str) 
     directory = Path(cast(str, chosen)).expanduser() if chosen else Path(path).parent
     if not directory.is_dir():
         key = f"{where}.root" if own else "data.root"
-        raise ConfigError(f"{key}: no directory at {str(directory)!r}. Media paths are relative to it.")
+        raise ConfigError(f"{key}: no directory at {str(directory)!r}. Media paths are relative to it. Check the path.")
     return directory
 
 
@@ -259,7 +259,10 @@ def _said(row: dict[str, object]) -> list[tuple[Role, list[str]]]:
 
 def _said_in(turn: object, number: int) -> tuple[Role, list[str]]:
     if not isinstance(turn, dict):
-        raise DataError(f"turn {number} is {_kind(turn)}, not an object with 'from' and 'value'.", reason="bad_turn")
+        raise DataError(
+            f"turn {number} is {_kind(turn)}, not an object with 'from' and 'value'. Mend or drop the row.",
+            reason="bad_turn",
+        )
     told = cast(dict[str, object], turn)
     speaker, value = told.get("from"), told.get("value")
     for key, found in (("from", speaker), ("value", value)):
@@ -327,7 +330,10 @@ class _Paths:
                 reason="url",
             )
         if "\0" in path:
-            raise DataError(f"{noun} {_short(path)!r} holds a zero byte and can name no file.", reason="bad_media")
+            raise DataError(
+                f"{noun} {_short(path)!r} holds a zero byte and can name no file. Mend or drop the row.",
+                reason="bad_media",
+            )
         if os.path.isabs(path):
             if not self.allow_absolute:
                 raise DataError(

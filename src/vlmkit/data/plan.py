@@ -122,7 +122,10 @@ def make_plan(
         order: `shuffled`; `grouped` (shuffled, but with rows of like length in a pack); `sequential` (as the
             manifests have them, every epoch the same).
         heaviest_first: Change places between the first pack and the heaviest of its epoch, so that memory that
-            does not suffice is found out at once.
+            does not suffice is found out at once. Not the heaviest of all epochs: each epoch has its own rows once, and a
+            longer plan must begin with the packs of a shorter one, or a run could not be resumed with more epochs, nor
+            with `max_packs` on another number of ranks. That one is run by the forecast, before the first step of every
+            start of a run.
         weights: How often the rows of each source are seen in an epoch; None: once.
         contents: What else the rows depend on, such as hashes of the manifests; goes into the key.
 
@@ -131,11 +134,13 @@ def make_plan(
             exceeds the budget (`rows_over` names them).
     """
     if not len(rows):
-        raise ValueError("there is no row to train on")
+        raise ValueError("there is no row to train on; give at least one")
     if num_epochs is None and max_packs is None:
         raise ValueError("the plan needs an end: a number of epochs or of packs")
     if len(over := rows_over(rows, budget)):
-        raise ValueError(f"{len(over)} rows exceed the budget of a pack by themselves, the first is row {over[0]}")
+        raise ValueError(
+            f"{len(over)} rows exceed the budget of a pack by themselves, the first is row {over[0]}; raise it or leave them out"
+        )
     parts: dict[int, tuple[IntArray, IntArray]] = {}
     num_packs = epoch = 0
     while (num_epochs is None or epoch < num_epochs) and (max_packs is None or num_packs < max_packs):
@@ -146,9 +151,9 @@ def make_plan(
             num_packs += len(packed[1]) - 1
         epoch += 1
         if not num_packs and epoch > 1_000_000:
-            raise ValueError("the weights are too small: a million epochs hold no row")
+            raise ValueError("the weights are too small: a million epochs hold no row; raise them")
     if not parts:
-        raise ValueError(f"the weights are too small: {num_epochs} epochs hold no row")
+        raise ValueError(f"the weights are too small: {num_epochs} epochs hold no row; raise them")
     settings: dict[str, object] = {
         "version": _VERSION,
         "seed": seed,

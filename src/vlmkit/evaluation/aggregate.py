@@ -41,6 +41,8 @@ def aggregate(benchmark: Benchmark, records: Sequence[Record]) -> dict[str, Any]
         told["stderr"] = _jackknife(benchmark, records) if benchmark.resampled else None
     if figures:
         told["figures"] = {name: round(value, 4) for name, value in figures.items()}
+        units = {name: unit for name, unit in getattr(benchmark, "figure_units", {}).items() if name in figures}
+        told |= {"figure_units": units} if units else {}
     return told | ({"baselines": baselines} if (baselines := benchmark.baselines()) else {})
 
 

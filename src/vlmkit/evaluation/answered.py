@@ -43,16 +43,24 @@ class FileAnswers:
         try:
             row: Any = json.loads(line)
         except ValueError as error:
-            raise DataError(f"not a JSON object ({error}).", reason="bad_row", origin=origin) from error
+            raise DataError(
+                f"not a JSON object ({error}). Mend or drop the line.", reason="bad_row", origin=origin
+            ) from error
         told = cast("dict[str, Any]", row) if isinstance(row, dict) else {}
         if missing := [field for field in ("id", "answer") if field not in told]:
-            raise DataError(f"lacks {', '.join(missing)}.", reason="bad_row", origin=origin)
+            raise DataError(
+                f"lacks {', '.join(missing)}. Give each line an id and an answer.", reason="bad_row", origin=origin
+            )
         if not isinstance(told["answer"], str):
             kind = type(told["answer"]).__name__
             raise DataError(f"its answer is a {kind}, wanted a text.", reason="bad_row", origin=origin)
         identifier = str(told["id"])
         if self._answers.setdefault(identifier, told["answer"]) != told["answer"]:
-            raise DataError(f"id {identifier!r} is answered twice, differently.", reason="bad_row", origin=origin)
+            raise DataError(
+                f"id {identifier!r} is answered twice, differently. Keep one of the answers.",
+                reason="bad_row",
+                origin=origin,
+            )
 
     def check(self, benchmark: str, identifiers: Sequence[str]) -> None:
         """Compare the ids of the file with those of a benchmark; some on one side only are told.
@@ -64,7 +72,7 @@ class FileAnswers:
         if not common:
             raise ConfigError(
                 f"answers={self.path}: none of its {len(self._answers)} ids ({_first(self._answers)}) is one of "
-                f"{benchmark}'s {len(identifiers)} ({_first(identifiers)})."
+                f"{benchmark}'s {len(identifiers)} ({_first(identifiers)}). Give answers the ids of its cases."
             )
         if strange := [one for one in self._answers if one not in common]:
             _log.warning("%s: %d ids are not among %s's: %s.", self.path, len(strange), benchmark, _first(strange))

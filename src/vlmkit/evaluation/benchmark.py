@@ -23,7 +23,8 @@ class Case:
         prompt: The text of that turn, for the record.
         expected: The right answer (or answers).
         category: For the table by category; "" where there is none.
-        media: What is shown, in words, for the record.
+        media: What is shown, for the record: the path of a file, or `sha256:<first 16 digits> (<n> bytes)` of an image
+            that comes as bytes, so that equal media are told alike wherever they lie.
         options: Text of each option by its letter, where the question has options.
         labels: Further groups for tables, by name (`l2_category`, `task`, ...).
         cluster: Questions of one cluster share their image, so their scores are not independent; "" is a cluster of
@@ -80,6 +81,13 @@ class Benchmark(Protocol):
 
     def cases(self) -> Iterator[Case | BadCase]:
         """All cases, in the order of the data."""
+        ...
+
+    def task(self) -> dict[str, Any]:
+        """What decides its questions, for the key of its records: no path, no name of a place, no rule of the scorer.
+
+        Data that is moved keeps its answers; another protocol, prompt, split, or other rows, do not.
+        """
         ...
 
     def score(self, case: Case, answer: str) -> Score:

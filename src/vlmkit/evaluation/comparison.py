@@ -135,10 +135,14 @@ def compare(first: Evaluation, second: Evaluation, *, seed: int) -> list[Differe
     if not common:
         raise VlmkitError(
             f"Nothing to compare: {first.directory} has {', '.join(first.figures) or 'no benchmark'}, "
-            f"{second.directory} has {', '.join(second.figures) or 'none'}."
+            f"{second.directory} has {', '.join(second.figures) or 'none'}. "
+            "Evaluate both on one benchmark."
         )
     if told := [line for name in common for line in _clashes(first, second, name)]:
-        raise VlmkitError("\n".join(["These evaluations cannot be compared:", *(f"  {line}" for line in told)]))
+        listed = "\n".join(f"  {line}" for line in told)
+        raise VlmkitError(
+            f"These evaluations cannot be compared:\n{listed}\nEvaluate both in one way, or compare others."
+        )
     found = [_difference(first, second, name, seed=seed) for name in common]
     adjusted = holm([one["p"] for one in found])
     return [Difference(**one, p_holm=p) for one, p in zip(found, adjusted, strict=True)]
@@ -328,11 +332,11 @@ def _difference(first: Evaluation, second: Evaluation, name: str, *, seed: int) 
 
 
 def _clusters(records: Sequence[Record]) -> NDArray[np.int64]:
-    """A number for each case, the same for those that show the same media; a case without media is its own."""
+    """A number for each case, the same for those of one cluster, or else of the same media; others are their own."""
     numbers: dict[object, int] = defaultdict(lambda: len(numbers))
     return np.array([numbers[_shown(record, place)] for place, record in enumerate(records)], dtype=np.int64)
 
 
 def _shown(record: Record, place: int) -> object:
     media = tuple(map(str, record.get("media") or ()))
-    return media or place
+    return str(record.get("cluster") or "") or media or place

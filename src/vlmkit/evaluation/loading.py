@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vlmkit.errors import ConfigError, DataError, Origin
 from vlmkit.evaluation.rows import Layout, Row
@@ -35,6 +38,7 @@ class DataPlace:
         optional: Columns that are read where they are there, by layout.
         tsv_name: Name of VLMEvalKit's file, without its ending.
         revision: Revision on the hub; None: the newest.
+        apart: Whether local files count only in a folder named like the configuration; else any do where there is none.
     """
 
     name: str
@@ -46,6 +50,19 @@ class DataPlace:
     optional: Mapping[Layout, Sequence[str]] = field(default_factory=dict[Layout, Sequence[str]])
     tsv_name: str = ""
     revision: str | None = None
+    apart: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where local data lies: `data_root/<name>`, or `data_root` itself.
+
+        Raises:
+            ValueError: there is no `data_root`.
+        """
+        if self.data_root is None:
+            raise ValueError("no data_root, so no local data")
+        root = Path(self.data_root).expanduser()
+        return root / self.name if (root / self.name).is_dir() else root
 
     def wanted(self, layout: Layout, found: Sequence[str]) -> list[str]:
         """The columns to read of those found.
@@ -65,7 +82,7 @@ class DataPlace:
         if missing := sorted(set(self.columns.get(layout, ())) - set(found)):
             raise DataError(
                 f"{where}: lacks the columns {', '.join(missing)}; found {', '.join(found)}. "
-                f"Is it the data of another benchmark than {self.name}?",
+                f"Is it the data of another benchmark than {self.name}? Check data_root.",
                 reason="columns",
             )
 
@@ -78,11 +95,14 @@ class Rows:
         layout: Whose columns they have.
         num_rows: How many there are.
         source: What was read, for reports.
+        fingerprint: Follows the content as far as it is known without reading it all (of Parquet the files' footers, of a
+            TSV all columns but the images), and not the place where it lies.
     """
 
     layout: Layout
     num_rows: int
     source: str
+    fingerprint: str
     read: Callable[[], Iterator[Row]] = field(repr=False)
 
     def __iter__(self) -> Iterator[Row]:
@@ -98,14 +118,15 @@ def open_rows(place: DataPlace) -> Rows:
     """
     if place.data_root is None:
         return _from_hub(place)
-    root = Path(place.data_root).expanduser()
-    folder = root / place.name if (root / place.name).is_dir() else root
+    root, folder = Path(place.data_root).expanduser(), place.folder
     if (file := _tsv_file(place, root, folder)) is not None:
         return _from_tsv(file, place)
     files = [root] if root.suffix == ".parquet" and root.is_file() else _parquet_files(place, folder)
     if files:
         return _from_parquet(files, place)
-    if saved := [path.parent for path in sorted(folder.rglob("dataset_info.json"))]:
+    if place.apart and (lists := sorted(folder.rglob(f"{place.config}.json"))):
+        return _from_json(lists[0], place)
+    if saved := [path.parent for path in _own(sorted(folder.rglob("dataset_info.json")), place)]:
         return _from_saved(_chosen(saved, place), place)
     raise ConfigError(
         f"data_root={place.data_root}: no Parquet files for {place.name} in {folder}, nor a TSV file"
@@ -114,8 +135,58 @@ def open_rows(place: DataPlace) -> Rows:
     )
 
 
+def open_configs(place: DataPlace, configs: Sequence[str], *, tsv_names: Mapping[str, str]) -> Rows:
+    """The rows of several configurations, one after the other; a row knows its own, and is numbered within it.
+
+    Args:
+        place: Where the data lies; of its configuration nothing is read.
+        configs: The configurations, in order.
+        tsv_names: VLMEvalKit's file of each, where it has several; else one file holds them all.
+
+    Raises:
+        ConfigError: the data of a configuration is not there; all that are missing are named.
+        DataError: as `open_rows`.
+    """
+    if not tsv_names and place.data_root is not None:
+        whole = _tsv_file(place, Path(place.data_root).expanduser(), place.folder)
+        if whole is not None:
+            return _from_tsv(whole, place)
+    parts: dict[str, Rows] = {}
+    missing: dict[str, ConfigError] = {}
+    for config in configs:
+        named = tsv_names.get(config, place.tsv_name)
+        try:
+            parts[config] = open_rows(replace(place, config=config, tsv_name=named, apart=len(configs) > 1))
+        except ConfigError as error:
+            missing[config] = error
+    if missing and len(configs) > 1:
+        raise ConfigError(
+            f"{place.name}: {len(missing)} of {len(configs)} configurations are not there: {', '.join(missing)}. Set "
+            f"benchmark_options.{place.name}.config to those that are, or: {next(iter(missing.values()))}"
+        )
+    if missing:
+        raise next(iter(missing.values()))
+
+    def read() -> Iterator[Row]:
+        for config, rows in parts.items():
+            for row in rows:
+                yield replace(row, config=config)
+
+    first = next(iter(parts.values()))
+    told = hashlib.sha256(json.dumps({config: rows.fingerprint for config, rows in parts.items()}).encode()).hexdigest()
+    return Rows(first.layout, sum(rows.num_rows for rows in parts.values()), first.source, told, read)
+
+
 def _part(place: DataPlace) -> str:
     return f"config {place.config}, split {place.split}" if place.config else f"split {place.split}"
+
+
+def _own(files: Sequence[Path], place: DataPlace) -> list[Path]:
+    """The files that are this benchmark's: all in a folder of its name, else none of a folder that may be another's."""
+    if place.folder.name == place.name:
+        return list(files)
+    plain = {"data", "default", place.config, place.split}
+    return [path for path in files if plain.issuperset(path.relative_to(place.folder).parts[:-1])]
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------
@@ -127,13 +198,14 @@ def _parquet_files(place: DataPlace, folder: Path) -> list[Path]:
     Raises:
         ConfigError: there are files, all of other splits.
     """
-    files = sorted(folder.rglob("*.parquet"))
+    files = _own(sorted(folder.rglob("*.parquet")), place)
     if place.config:
-        files = [path for path in files if place.config in path.relative_to(folder).parts] or files
+        mine = [path for path in files if place.config in path.relative_to(folder).parts]
+        files = mine if place.apart else mine or files
     sharded = {path: found["split"] for path in files if (found := _SHARD.fullmatch(path.stem))}
-    mine = [path for path in files if sharded.get(path) == place.split or path.stem == place.split]
-    if mine or not sharded:
-        return mine or files
+    chosen = [path for path in files if sharded.get(path) == place.split or path.stem == place.split]
+    if chosen or not sharded:
+        return chosen or files
     loose = [path for path in files if path not in sharded]
     if loose:
         return loose
@@ -147,14 +219,15 @@ def _from_parquet(files: Sequence[Path], place: DataPlace) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    num_rows = 0
+    num_rows, told = 0, hashlib.sha256()
     for path in files:
         try:
             with pq.ParquetFile(path) as file:
                 place.check(str(path), "hub", file.schema_arrow.names)
                 num_rows += int(file.metadata.num_rows)
+            told.update(_footer(path))
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{path}: not a Parquet file ({error}).", reason="unreadable") from error
+            raise DataError(f"{path}: not a Parquet file ({error}). Download it again.", reason="unreadable") from error
 
     def read() -> Iterator[Row]:
         number = 0
@@ -168,7 +241,47 @@ def _from_parquet(files: Sequence[Path], place: DataPlace) -> Rows:
                         yield Row(values, Origin(str(path), row), "hub", number, path.parent)
                         number += 1
 
-    return Rows("hub", num_rows, str(files[0].parent), read)
+    return Rows("hub", num_rows, str(files[0].parent), told.hexdigest(), read)
+
+
+def _footer(path: Path) -> bytes:
+    """The end of a Parquet file: number of rows, sizes, and least and greatest values of every column chunk.
+
+    Its length stands in four bytes before the last four (Apache Parquet, File Format).
+    """
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        return file.read(length)
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def _from_json(path: Path, place: DataPlace) -> Rows:
+    """A list of objects.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON file ({error}). Download it again.", reason="unreadable") from error
+    if not isinstance(found, list) or not found or not all(isinstance(row, dict) for row in cast("list[Any]", found)):
+        raise DataError(
+            f"{path}: not a list of JSON objects; {place.name} has one. Download it again.", reason="unreadable"
+        )
+    rows = cast("list[dict[str, Any]]", found)
+    place.check(str(path), "hub", sorted(set[str]().union(*rows)))
+
+    def read() -> Iterator[Row]:
+        for number, values in enumerate(rows):
+            yield Row(values, Origin(str(path), number + 1), "hub", number, path.parent)
+
+    told = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    return Rows("hub", len(rows), str(path), told, read)
 
 
 # --- TSV --------------------------------------------------------------------------------------------------------------
@@ -181,11 +294,12 @@ def _tsv_file(place: DataPlace, root: Path, folder: Path) -> Path | None:
         ConfigError: there are several, none with that name.
     """
     if root.suffix == ".tsv":
-        return root if root.is_file() else None
+        other = place.apart and place.tsv_name and root.stem != place.tsv_name
+        return root if root.is_file() and not other else None
     for directory in (folder, root):
         if place.tsv_name and (file := directory / f"{place.tsv_name}.tsv").is_file():
             return file
-    if folder == root:
+    if folder == root or place.apart:
         return None
     found = sorted(folder.glob("*.tsv"))
     if len(found) > 1:
@@ -197,7 +311,7 @@ def _tsv_file(place: DataPlace, root: Path, folder: Path) -> Path | None:
 
 
 def _from_tsv(path: Path, place: DataPlace) -> Rows:
-    header, num_rows, referred = _scan_tsv(path, place)
+    header, num_rows, referred, told = _scan_tsv(path, place)
 
     def read() -> Iterator[Row]:
         shared = {
@@ -212,12 +326,13 @@ def _from_tsv(path: Path, place: DataPlace) -> Rows:
             yield Row(values, Origin(str(path), number + 1), "tsv", number, path.parent)
 
     place.check(str(path), "tsv", header)
-    return Rows("tsv", num_rows, str(path), read)
+    return Rows("tsv", num_rows, str(path), told, read)
 
 
-def _scan_tsv(path: Path, place: DataPlace) -> tuple[list[str], int, set[str]]:
-    """Columns, number of rows, and the indices of rows whose image others use."""
+def _scan_tsv(path: Path, place: DataPlace) -> tuple[list[str], int, set[str], str]:
+    """Columns, number of rows, the indices of rows whose image others use, and a fingerprint of the texts."""
     header: list[str] = []
+    told = hashlib.sha256()
     referred: set[str] = set()
     num_rows = 0
     try:
@@ -227,11 +342,14 @@ def _scan_tsv(path: Path, place: DataPlace) -> tuple[list[str], int, set[str]]:
             image = values.get("image") or ""
             if 0 < len(image) <= _LONGEST_REFERENCE:
                 referred.add(image)
+            told.update(json.dumps([value for name, value in values.items() if name != "image"]).encode())
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a TSV file ({error}).", reason="unreadable") from error
+        raise DataError(f"{path}: not a TSV file ({error}). Download it again.", reason="unreadable") from error
     if not header:
-        raise DataError(f"{path}: a TSV file without rows; {place.name} has some.", reason="unreadable")
-    return header, num_rows, referred
+        raise DataError(
+            f"{path}: a TSV file without rows; {place.name} has some. Download it again.", reason="unreadable"
+        )
+    return header, num_rows, referred, told.hexdigest()
 
 
 def _tsv_lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -252,9 +370,12 @@ def _chosen(folders: Sequence[Path], place: DataPlace) -> Path:
     """
     mine = [path for path in folders if path.name == place.split]
     if place.config:
-        mine = [path for path in mine if place.config in path.parts] or mine
-    if not mine and len(folders) > 1:
-        raise ConfigError(f"data_root={place.data_root}: none of {', '.join(map(str, folders))} is the {_part(place)}.")
+        own = [path for path in mine if place.config in path.parts]
+        mine = own if place.apart else own or mine
+    if not mine and (place.apart or len(folders) > 1):
+        raise ConfigError(
+            f"data_root={place.data_root}: none of {', '.join(map(str, folders))} is the {_part(place)}. Name the folder of that one."
+        )
     return (mine or list(folders))[0]
 
 
@@ -299,7 +420,7 @@ def _from_dataset(data: Any, where: str, place: DataPlace) -> Rows:
         for number, values in enumerate(_plain(kept)):
             yield Row(values, Origin(where, number + 1), "hub", number)
 
-    return Rows("hub", len(data), where, read)
+    return Rows("hub", len(data), where, str(data._fingerprint), read)  # of its content, as datasets keeps it
 
 
 def _plain(data: Iterable[Any]) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,11 @@ SCHEMA = "vlmkit.record/1"
 FIELDS = (
     "key", "id", "benchmark", "prompt", "media", "answer", "extracted", "expected", "score", "outcome", "tokens", "seconds",
 )  # fmt: skip
-"""Fields of a record; `category`, `labels` and `cluster` stand beside them, and `error` where a case failed."""
+"""Fields of a record; `category`, `labels` and `cluster` stand beside them, and `error` where a case failed.
+
+`media` are paths of files, or hashes of images that come as bytes; `cluster` is what cases that are not independent share,
+such as their image: a hash of the media unless the benchmark has a grouping of its own.
+"""
 
 
 def record_key(*, identity: Mapping[str, str], benchmark: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:

@@ -38,6 +38,7 @@ def table(benchmarks: Mapping[str, Figures]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     notes = [_baseline(name, figures) for name, figures in benchmarks.items() if figures.get("baselines")]
+    notes += [_further(name, figures, most=_SHOWN) for name, figures in benchmarks.items() if figures.get("figures")]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], *notes])
 
 
@@ -49,14 +50,15 @@ def markdown(benchmarks: Mapping[str, Figures], checkpoint: Mapping[str, str]) -
         if figures.get("baselines"):
             lines += ["", _baseline(name, figures)]
         if figures.get("figures"):
-            told = ", ".join(f"{key.replace('_', ' ')} {value:.2f}" for key, value in figures["figures"].items())
-            lines += ["", f"{name}: {told}"]
+            lines += ["", _further(name, figures)]
         for group, of in {"category": figures["by_category"], **figures.get("tables", {})}.items():
             if of:
                 lines += ["", f"## {name} by {group.replace('_', ' ')}", "", *_markdown_table(_group_rows(group, of))]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_made(benchmarks)]) + "\n"
 
 
+_SHOWN = 4
+"""Most further figures of a benchmark in the terminal."""
 _HEAD = ("benchmark", "score", "n", "parsed", "metric", "protocol", "seconds")
 
 
@@ -67,12 +69,62 @@ def _group_rows(group: str, figures: Mapping[str, Figures]) -> list[tuple[str, .
 
 def _row(name: str, figures: Figures) -> tuple[str, ...]:
     parsed, seconds = f"{figures['parsed']:.1%}", f"{figures['seconds']:.1f}"
-    return name, _score(figures), str(figures["n"]), parsed, figures["metric"], figures["protocol"], seconds
+    protocol = figures["protocol"] + (f" ({figures['preset']})" if "preset" in figures else "")
+    score = f"{_score(figures)} {_SIGNS.get(figures['unit'], figures['unit'])}"
+    return name, score, str(figures["n"]), parsed, figures["metric"], protocol, seconds
+
+
+_SIGNS = {"percent": "%"}
 
 
 def _score(figures: Figures) -> str:
     spread = "" if figures["stderr"] is None else f" ± {figures['stderr']:.1f}"
     return f"{figures['score']:.1f}{spread}"
+
+
+def _further(name: str, figures: Figures, *, most: int | None = None) -> str:
+    """Figures beside the headline one, in their units."""
+    units = figures.get("figure_units", {})
+    told: list[str] = []
+    for key, value in list(figures["figures"].items())[:most]:
+        unit = units.get(key, figures["unit"])
+        told.append(f"{key.replace('_', ' ')} {value:.2f} {_SIGNS.get(unit, unit)}")
+    return f"{name}: {', '.join(told)}"
+
+
+_MADE = (
+    "benchmark",
+    "preset",
+    "prompt id",
+    "backend",
+    "template",
+    "pixel limits",
+    "decoding",
+    "rules",
+    "judge",
+    "n",
+    "unparsed",
+)
+
+
+def _made(benchmarks: Mapping[str, Figures]) -> list[str]:
+    """How each score was made; nothing where that is not told."""
+    rows = [_made_row(name, figures) for name, figures in benchmarks.items() if "preset" in figures]
+    return ["", "## How these were made", "", *_markdown_table([_MADE, *rows])] if rows else []
+
+
+def _made_row(name: str, figures: Figures) -> tuple[str, ...]:
+    judge = figures.get("judge")
+    told = [figures["preset"], figures["prompt_id"], figures["backend"], figures["template"]]
+    told += [_pairs(figures["pixel_limits"]), _pairs(figures["decoding"]), figures["parser"]]
+    told += [(judge.get("model") if isinstance(judge, Mapping) else judge) or "none", figures["n"]]
+    cells = ["unknown" if one is None else str(one) for one in told]
+    return name, *cells, f"{figures['parse_failures']:.1%}"
+
+
+def _pairs(found: Mapping[str, Any] | None) -> str | None:
+    """`fps 2, frames 8`; None for nothing known."""
+    return None if found is None else ", ".join(f"{key} {value}" for key, value in found.items() if value is not None)
 
 
 def _baseline(name: str, figures: Figures) -> str:

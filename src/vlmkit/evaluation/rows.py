@@ -28,6 +28,7 @@ class Row:
         layout: Whose columns these are.
         number: Place in the data, counted from 0.
         root: Directory of the file, for media named by paths; None for rows from the hub.
+        config: Configuration it is of, where several are read one after the other.
     """
 
     values: Mapping[str, Any]
@@ -35,6 +36,7 @@ class Row:
     layout: Layout
     number: int
     root: Path | None = None
+    config: str = ""
 
     def text(self, column: str) -> str:
         """The text (or number, as text) in a column.
@@ -132,7 +134,7 @@ class Row:
                 value = base64.b64decode(value, validate=True)
             except (binascii.Error, ValueError) as error:
                 raise DataError(
-                    f"column {column!r} holds no base64 of an image ({error}).",
+                    f"column {column!r} holds no base64 of an image ({error}). Download the data again.",
                     reason="unreadable_media",
                     origin=self.origin,
                 ) from error

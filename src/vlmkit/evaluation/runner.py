@@ -20,6 +20,8 @@ from vlmkit.evaluation.score import failed
 from vlmkit.generation.backend import Generation, GenerationBackend, GenerationParams, Numbered, answers_of
 
 _log = logging.getLogger(__name__)
+_UNSCORED = "cannot be scored: "
+"""How the error of a record begins that has an answer, but one that its scorer refuses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,14 +171,16 @@ def score_records(benchmark: Benchmark, settings: RunSettings) -> list[Record]:
 
 
 def _graded(benchmark: Benchmark, case: Case | BadCase, record: Record) -> Record:
-    """What scoring says of a record."""
-    score = failed()
-    if isinstance(case, Case) and not record.get("error"):
+    """What scoring says of a record; an error of an earlier scoring is forgotten, one of the answer is not."""
+    error = str(record.get("error") or "")
+    score, told = failed(), {"error": None} if error.startswith(_UNSCORED) else {}
+    if isinstance(case, Case) and (not error or error.startswith(_UNSCORED)):
         try:
             score = benchmark.score(case, record["answer"])
-        except ValueError as error:
-            _log.warning("%s: case %s cannot be scored (%s); it is recorded as failed.", benchmark.name, case.id, error)
-    return {"extracted": score.extracted, "score": score.value, "outcome": score.outcome}
+        except ValueError as fault:
+            told = {"error": f"{_UNSCORED}{fault}"}
+            _log.warning("%s: case %s cannot be scored (%s); it is recorded as failed.", benchmark.name, case.id, fault)
+    return {"extracted": score.extracted, "score": score.value, "outcome": score.outcome, **told}
 
 
 def _not_yet(
@@ -193,8 +197,8 @@ def _not_yet(
 
 
 def _task(benchmark: Benchmark) -> dict[str, Any]:
-    """What identifies the questions: the benchmark's plain settings."""
-    return {name: str(value) for name, value in sorted(vars(benchmark).items()) if not name.startswith("_")}
+    """What identifies the questions."""
+    return {"benchmark": benchmark.name, **benchmark.task()}
 
 
 def _record(benchmark: Benchmark, case: Case | BadCase, answer: Generation, key: str) -> Record:

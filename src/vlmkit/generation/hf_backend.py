@@ -15,12 +15,14 @@ from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.generation.ahead import Ahead
 from vlmkit.generation.backend import Generation, GenerationParams, Numbered
 from vlmkit.generation.decoding import Answered, Decoder
+from vlmkit.generation.stock import StockDecoder
 from vlmkit.model.checkpoint import weights_hash
 from vlmkit.model.packed import PackedVLM
 from vlmkit.processing.processor import Processor, load_processor
 
 WINDOW_BATCHES = 8
 """Batches whose prompts are ordered by length together."""
+_OWN = ("qwen3_vl",)
 _PACK_TOKENS = 8192
 _CHECK_EVERY = {"cpu": 1, "cuda": 8}
 """Steps between two looks for end tokens: on a CPU a look costs nothing, elsewhere it waits for the device."""
@@ -49,7 +51,7 @@ class HFBackend:
             )
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"ckpt={directory}: no model can be loaded ({str(error).splitlines()[0]})."
+                f"ckpt={directory}: no model can be loaded ({str(error).splitlines()[0]}). Export or download it again."
             ) from error
         self.dtype = dtype
         self._take(model.eval().to(place), processor, workers)
@@ -61,14 +63,9 @@ class HFBackend:
         self.device: torch.device = model.lm_head.weight.device
         self.ahead = Ahead(processor=processor, workers=workers)
         self.ends = end_tokens(model, processor)
-        self.decoder = Decoder(
-            packed=PackedVLM(model, pixel_mean=processor.pixel_mean, pixel_std=processor.pixel_std),
-            processor=processor,
-            ends=self.ends,
-            check_every=_CHECK_EVERY.get(self.device.type, _CHECK_EVERY["cuda"]),
-            enter_at=1,
-            pack_tokens=_PACK_TOKENS,
-        )
+        tokenizer = processor.hf.tokenizer
+        self.padding: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.decoder = _decoder(model, processor, self.ends)
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -91,10 +88,15 @@ class HFBackend:
         Raises:
             VlmkitError: memory does not suffice for the first answer.
         """
-        size = params.batch_size
-        prompts = self.ahead(conversations, window=size * WINDOW_BATCHES, ready=size)
+        size, most, window = params.batch_size, params.max_new_tokens, params.batch_size * WINDOW_BATCHES
+        if isinstance(self.decoder, StockDecoder):
+            answers = self.decoder.answer(conversations, num_rows=size, window=window, max_new_tokens=most)
+            for told in answers:
+                yield [(one.number, self._generation(one)) for one in told]
+            return
+        prompts = self.ahead(conversations, window=window, ready=size)
         try:
-            for told in self.decoder.answer(prompts, num_rows=size, max_new_tokens=params.max_new_tokens):
+            for told in self.decoder.answer(prompts, num_rows=size, max_new_tokens=most):
                 yield [(one.number, self._generation(one)) for one in told]
         finally:
             prompts.close()
@@ -110,3 +112,17 @@ def end_tokens(model: Any, processor: Processor) -> list[int]:
     told = config.eos_token_id if config is not None else None
     ends: set[Any] = {processor.hf.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])}
     return sorted(ends - {None})
+
+
+def _decoder(model: Any, processor: Processor, ends: list[int]) -> Decoder | StockDecoder:
+    """Our own decoding where the model's layers are those it was written for, transformers' elsewhere."""
+    if model.config.model_type not in _OWN:
+        return StockDecoder(model=model, processor=processor, ends=ends)
+    return Decoder(
+        packed=PackedVLM(model, pixel_mean=processor.pixel_mean, pixel_std=processor.pixel_std),
+        processor=processor,
+        ends=ends,
+        check_every=_CHECK_EVERY.get(model.lm_head.weight.device.type, _CHECK_EVERY["cuda"]),
+        enter_at=1,
+        pack_tokens=_PACK_TOKENS,
+    )

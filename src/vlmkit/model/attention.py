@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, TypeVar, cast, overload
 
@@ -37,14 +38,14 @@ def choose_kernel(wanted: Kernel, device: torch.device, dtype: torch.dtype) -> L
     """
     able = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
     if wanted == "auto":
-        return ("flash" if _has_flash() else "varlen") if able else "sdpa"
+        return ("varlen" if flash_fault() else "flash") if able else "sdpa"
     if wanted in ("flash", "varlen") and not able:
         raise ConfigError(
             f"model.attn_implementation={wanted} needs a CUDA device and bf16 or fp16, found {device.type} and {dtype}. "
             "Use auto."
         )
-    if wanted == "flash" and not _has_flash():
-        raise ConfigError("model.attn_implementation=flash: flash-attn is not installed. pip install 'vlmkit[flash]'.")
+    if wanted == "flash" and (fault := flash_fault()):
+        raise ConfigError(f"model.attn_implementation=flash: {fault} Use model.attn_implementation=auto.")
     return wanted
 
 
@@ -225,8 +226,16 @@ class PackedVisionAttention(nn.Module):
 
 
 @cache
-def _has_flash() -> bool:
-    return find_spec("flash_attn") is not None
+def flash_fault() -> str | None:
+    """Why flash-attn cannot be used here; None where it can. Its binaries load under one PyTorch only."""
+    if find_spec("flash_attn") is None:
+        return "flash-attn is not installed. pip install 'vlmkit[flash]'."
+    try:
+        import_module("flash_attn")
+    except (ImportError, OSError, RuntimeError) as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"flash-attn does not load ({told}). Install a build for torch {torch.__version__}, or remove it."
+    return None
 
 
 AttentionInterface.register(VARLEN, _varlen_forward)

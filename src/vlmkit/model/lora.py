@@ -48,7 +48,9 @@ class Lora:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.lora.dropout must lie in 0..1, got {self.dropout}")
         if not any(self.targets(part) for part in PARTS):
-            raise ValueError("model.lora: no part has targets, so there is nothing to adapt")
+            raise ValueError(
+                "model.lora: no part has targets, so there is nothing to adapt; give a part some, or set rank 0"
+            )
 
     def targets(self, part: Part) -> list[str]:
         """Last names of the layers to adapt."""
@@ -159,7 +161,9 @@ def prove_merge(hf: Any, plain: Any) -> None:
             module.training = mode
     tolerance = 1e-4 if plain.dtype in (torch.float32, torch.float64) else 0.1
     if (worst := float((wanted - found).abs().max())) > tolerance * max(1.0, float(wanted.abs().max())):
-        raise CheckpointError(f"The merged model's logits differ by {worst:g} from those of the model with adapters.")
+        raise CheckpointError(
+            f"The merged model's logits differ by {worst:g} from those of the model with adapters. Please report it."
+        )
 
 
 def is_adapter(name: str) -> bool:

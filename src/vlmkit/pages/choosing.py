@@ -27,7 +27,7 @@ def pick_rows(index: Index, *, pick: Pick, num_samples: int, seed: int) -> list[
     if pick not in PICKS:
         raise ConfigError(f"inspect.pick={pick}: choose one of {', '.join(PICKS)}.")
     if num_samples < 1:
-        raise ConfigError(f"inspect.num_samples={num_samples}: at least one sample is shown.")
+        raise ConfigError(f"inspect.num_samples={num_samples}: at least one sample is shown. Give 1 or more.")
     if pick == "first":
         chosen = np.arange(len(index))
     elif pick == "longest":
@@ -55,11 +55,13 @@ def _find(index: Index, wanted: int | str) -> int:
     if isinstance(wanted, int) or wanted.isdecimal():
         row = int(wanted)
         if not 1 <= row <= len(index):
-            raise ConfigError(f"inspect.rows: there is no row {row}; rows are 1 to {len(index)}.")
+            raise ConfigError(f"inspect.rows: there is no row {row}; rows are 1 to {len(index)}. Choose among these.")
         return row - 1
     match = re.fullmatch(r"(.+):(\d+)", wanted)
     if match is None:
-        raise ConfigError(f"inspect.rows: {wanted!r} is neither a row number nor FILE:ROW.")
+        raise ConfigError(
+            f"inspect.rows: {wanted!r} is neither a row number nor FILE:ROW. Give such as 17 or train.json:17."
+        )
     numbers = [n for n, source in enumerate(index.sources) if match[1] in _names(source.path, source.name)]
     if len(numbers) != 1:
         told = ", ".join(str(source.path) for source in index.sources)
@@ -68,7 +70,7 @@ def _find(index: Index, wanted: int | str) -> int:
     rows = np.flatnonzero(index.source == numbers[0])
     row = int(match[2])
     if not 1 <= row <= len(rows):
-        raise ConfigError(f"inspect.rows: {match[1]} has the rows 1 to {len(rows)}, not {row}.")
+        raise ConfigError(f"inspect.rows: {match[1]} has the rows 1 to {len(rows)}, not {row}. Choose among these.")
     return int(rows[row - 1])
 
 

@@ -31,6 +31,7 @@ def make_document(
     data: Mapping[str, object],
     parts: Sequence[str] = (),
     files_too: bool = False,
+    asks: bool = False,
 ) -> str:
     """The page as one HTML text.
 
@@ -41,12 +42,14 @@ def make_document(
         data: Blocks of JSON by name; the script reads them by `readData(name)`.
         parts: Names of further shared styles and scripts, before the page's own.
         files_too: Whether pictures may also be files beside the page; else they stand in the data.
+        asks: Whether its script may ask the server that the page came from.
     """
     style = "\n".join(_texts("base", *parts, name, suffix="css"))
     script = "\n".join(_texts("base", *parts, name, suffix="js"))
     pictures = "data: file: 'self'" if files_too else "data:"
+    connects = "connect-src 'self'; " if asks else ""
     slots = {
-        "policy": f"default-src 'none'; img-src {pictures}; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "policy": f"default-src 'none'; img-src {pictures}; {connects}style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
         "generator": f"vlmkit {__version__}",
         "title": html.escape(title),

@@ -204,4 +204,6 @@ def _apply(messages: list[Message], processor: Processor, generation_prompt: boo
             messages=messages, add_generation_prompt=generation_prompt, **processor.template_words
         )
     except TemplateError as error:
-        raise DataError(f"the chat template refuses the conversation: {error}", reason="template") from error
+        raise DataError(
+            f"the chat template refuses the conversation: {error}. Mend or drop the row.", reason="template"
+        ) from error

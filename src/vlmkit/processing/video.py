@@ -111,8 +111,12 @@ def choose_reader(name: str) -> str:
         else:
             return one
     if name == "auto":
-        raise ConfigError("data.video_reader=auto: no library that reads videos can be loaded.\n" + "\n".join(faults))
-    raise ConfigError(f"data.video_reader={name} cannot be loaded. {faults[0]}")
+        raise ConfigError(
+            "data.video_reader=auto: no library that reads videos can be loaded. Install one:\n" + "\n".join(faults)
+        )
+    raise ConfigError(
+        f"data.video_reader={name} cannot be loaded. Install it, or choose data.video_reader=auto. {faults[0]}"
+    )
 
 
 @cache

@@ -96,16 +96,6 @@ DATA = {
         {"VD_chart_0_0_0": "Yes", "VD_chart_0_0_1": "No", "VD_chart_0_1_0": "Yes", "VD_chart_0_1_1": "Yes"},
         "vlmevalkit", 75.0, {"fAcc": 50.0, "qAcc": 50.0},
     ),
-    "blink": (
-        "Counting/val-00000-of-00001.parquet",
-        {
-            "idx": ["val_Counting_1", "val_Counting_2"], "question": ["How many?"] * 2, "sub_task": ["Counting"] * 2,
-            "image_1": [RED, RED], "image_2": [None, BLUE], "image_3": [None] * 2, "image_4": [None] * 2,
-            "choices": [["one", "two"], ["none", "three"]], "answer": ["(A)", "(B)"], "prompt": ["How many?\n(A) one"] * 2,
-            "explanation": [""] * 2,
-        },
-        {"val_Counting_1": "(A)", "val_Counting_2": "there are three"}, "vlmevalkit", 100.0, {"mean_over_tasks": 100.0},
-    ),
     "mathvision": (
         "testmini-00000-of-00001.parquet",
         {
@@ -123,18 +113,16 @@ DATA = {
         },
         {"1": "ada lovelace.", "2": "杜甫"}, "lmms-eval", 50.0, {},
     ),
-    "mmmu_pro": (
-        "standard (10 options)/test-00000-of-00001.parquet",
-        {
-            "id": ["test_Art_1", "test_Art_2"], "question": ["Which is <image 1>?", "Which <image 2>?"],
-            "options": ["['a fox', 'a dog']", "['left', 'right']"], "explanation": [""] * 2, "image_1": [RED, RED],
-            "image_2": [None, BLUE], **{f"image_{n}": [None] * 2 for n in range(3, 8)}, "img_type": ["x"] * 2,
-            "answer": ["B", "A"], "topic_difficulty": ["Easy"] * 2, "subject": ["Art"] * 2,
-        },
-        {"test_Art_1": "a dog", "test_Art_2": "B"}, "vlmevalkit", 50.0, {},
-    ),
 }  # fmt: skip
 """File, columns, planted answers, default protocol, headline figure, further figures."""
+
+
+def figures_of(benchmark, answers, folder):
+    """The figures that these answers earn."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "answers.jsonl"
+    path.write_text("".join(json.dumps({"id": id_, "answer": answer}) + "\n" for id_, answer in answers.items()))
+    return aggregate(benchmark, run_answers(benchmark, FileAnswers(path), settings(folder)))
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -143,9 +131,7 @@ def test_planted_answers_earn_what_they_should(name, tmp_path):
     write_columns(tmp_path / name / file, columns)
     benchmark = make(name, tmp_path)
     assert benchmark.protocol == protocol
-    path = tmp_path / "answers.jsonl"
-    path.write_text("".join(json.dumps({"id": id_, "answer": answer}) + "\n" for id_, answer in answers.items()))
-    figures = aggregate(benchmark, run_answers(benchmark, FileAnswers(path), settings(tmp_path)))
+    figures = figures_of(benchmark, answers, tmp_path)
     assert figures["score"] == pytest.approx(score, abs=1e-3)
     assert figures["n"] == len(answers)
     assert {key: figures["figures"][key] for key in further} == pytest.approx(further)
@@ -174,7 +160,6 @@ FILES = {
     "vizwiz": {"question": "What?", "answers": str(["cup"] * 10)},
     "infovqa": {"question": "What?", "answer": "['42']"},
     "mathvision": {"question": "Which?", "answer": "B", "choices": "['1', '2']", "category": "algebra"},
-    "mmmu_pro": {"question": "Is <image 1> it?", "answer": "B", **CHOICES},
     "simplevqa": {"question": "Who?", "answer": "Ada", "category": "people"},
 }
 
@@ -227,21 +212,3 @@ def test_captions_are_scored_over_the_set(tmp_path):
     assert figures["score"] == pytest.approx(figures["figures"]["CIDEr"])
     assert (figures["unit"], figures["parsed"], figures["stderr"]) == ("points", 0.5, None)
     assert 0 < figures["figures"]["ROUGE_L"] <= 50
-
-
-def test_videos_are_found_beside_the_rows_or_told(tmp_path, clip):
-    columns = {
-        "videoID": ["drawn", "gone"], "question_id": ["001-1", "001-2"], "question": ["What moves?"] * 2,
-        "options": [["A. A cat.", "B. A dog.", "C. Noise.", "D. Nothing."]] * 2, "answer": ["C", "A"],
-        "duration": ["short"] * 2, "domain": ["Knowledge"] * 2, "sub_category": ["x"] * 2, "task_type": ["y"] * 2,
-    }  # fmt: skip
-    write_columns(tmp_path / "videomme" / "videomme" / "test-00000-of-00001.parquet", columns)
-    (tmp_path / "videomme" / "data").mkdir()
-    (tmp_path / "videomme" / "data" / "drawn.mp4").write_bytes(clip.read_bytes())
-    for protocol in ("lmms-eval", "vlmevalkit"):
-        benchmark = make("videomme", tmp_path, protocol=protocol)
-        found, gone = benchmark.cases()
-        assert found.conversation.media[0].source == tmp_path / "videomme" / "data" / "drawn.mp4"
-        assert "video 'gone' is not under" in gone.reason
-        assert benchmark.score(found, "C").outcome == "right"
-    assert benchmark.score(found, "It shows noise.").outcome == "right"

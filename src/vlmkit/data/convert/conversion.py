@@ -110,7 +110,7 @@ class Conversion:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit}: must be at least 1, or null")
         if self.root and not Path(self.root).expanduser().is_dir():
-            raise ValueError(f"root={self.root}: there is no such directory")
+            raise ValueError(f"root={self.root}: there is no such directory; check the path")
 
     def run(self, source: str, out: str, *, progress: Callable[[int], object] = lambda _: None) -> Converted:
         """Convert a file. `out` is replaced only when all is written; `.json` gives an array, else a row a line.
@@ -121,7 +121,7 @@ class Conversion:
         """
         path, target = Path(source).expanduser(), Path(out).expanduser()
         if not path.is_file():
-            raise ConfigError(f"input={source}: no such file (seen from {os.getcwd()}).")
+            raise ConfigError(f"input={source}: no such file (seen from {os.getcwd()}). Check the path.")
         if target.exists() and target.samefile(path):
             raise ConfigError(f"out={out}: this is the input itself. Name another file.")
         done = Converted()
@@ -141,14 +141,16 @@ class Conversion:
         if whole is not None:
             done.format = "vqa2" if isinstance(whole.get("questions"), list) else "coco"
             if self.format not in ("auto", done.format):
-                raise ConfigError(f"format={self.format}: {path} looks like {done.format}.")
+                raise ConfigError(
+                    f"format={self.format}: {path} looks like {done.format}. Choose that, or leave format= out."
+                )
             if done.format == "coco":
                 return coco_rows(whole, self._fields("coco"))
             return vqa2_rows(whole, self._answers(cache_dir))
         if self.format in ("coco", "vqa2"):
             raise ConfigError(
                 f"format={self.format}: {path} is not one object with a list of "
-                f"{'questions' if self.format == 'vqa2' else 'images and annotations'}."
+                f"{'questions' if self.format == 'vqa2' else 'images and annotations'}. Choose another format=."
             )
         rows = read_rows(path, cache_dir=cache_dir)
         if self.format != "auto":
@@ -162,7 +164,7 @@ class Conversion:
         readable = [row for _, row in seen if not isinstance(row, DataError)]
         if not readable:
             first = f" The first: {seen[0][1]}" if seen else ""
-            raise ConfigError(f"format=auto: none of the {len(seen)} rows of {path} can be read.{first}")
+            raise ConfigError(f"format=auto: none of the {len(seen)} rows of {path} can be read. Mend the file.{first}")
         done.format = self._named_format() or detect(readable[0])
         return chain(seen, rows)
 
@@ -177,10 +179,12 @@ class Conversion:
             )
         path = Path(self.annotations).expanduser()
         if not path.is_file():
-            raise ConfigError(f"annotations={self.annotations}: no such file.")
+            raise ConfigError(f"annotations={self.annotations}: no such file. Check the path.")
         whole = read_whole(path, cache_dir=cache_dir)
         if whole is None or not isinstance(whole.get("annotations"), list):
-            raise ConfigError(f"annotations={self.annotations}: not one object with a list of annotations.")
+            raise ConfigError(
+                f"annotations={self.annotations}: not one object with a list of annotations. Name VQA v2's file of answers."
+            )
         return whole
 
     def _fields(self, format: str) -> Fields:
@@ -210,7 +214,9 @@ class Conversion:
                 if isinstance(found, DataError):
                     raise found
                 if not isinstance(found, dict):
-                    raise DataError(f"the row is a {type(found).__name__}, not an object.", reason="not_an_object")
+                    raise DataError(
+                        f"the row is a {type(found).__name__}, not an object. Mend or drop it.", reason="not_an_object"
+                    )
                 row = self._proved(rewrite(cast("dict[str, Any]", found), fields), origin, done)
             except DataError as error:
                 done.refuse(error.at(origin))
@@ -247,7 +253,10 @@ class Conversion:
         if not isinstance(content, bytes):
             if isinstance(entry.get("path"), str):
                 return cast(str, entry["path"])
-            raise DataError("an image is an object with neither 'bytes' nor 'path'.", reason="bad_media")
+            raise DataError(
+                "an image is an object with neither 'bytes' nor 'path'. Give one of them, or drop the row.",
+                reason="bad_media",
+            )
         if not self.media_dir:
             raise DataError(
                 "the image stands in the row itself. Set media_dir=DIRECTORY, where such images are written.",
@@ -255,7 +264,10 @@ class Conversion:
             )
         suffix = next((suffix for magic, suffix in _SUFFIXES.items() if content.startswith(magic)), None)
         if suffix is None:
-            raise DataError("the image in the row is of no known kind (PNG, JPEG, GIF, WebP, BMP).", reason="bad_media")
+            raise DataError(
+                "the image in the row is of no known kind (PNG, JPEG, GIF, WebP, BMP). Convert it to one of these.",
+                reason="bad_media",
+            )
         name = hashlib.sha256(content).hexdigest()[:24] + suffix
         place = Path(self.media_dir).expanduser() / name
         if not place.exists():

@@ -1,7 +1,8 @@
 """The shapes of annotation that are understood, each a pure function from what was read to a LLaVA row.
 
-Sources: Hugging Face chat templates (`messages` with content lists), ShareGPT (`conversations`), COCO caption files, and
-VQA v2 question and annotation files, as their makers describe them.
+Sources: Hugging Face chat templates (`messages` with content lists), ShareGPT (`conversations`), Alpaca (`instruction`,
+`input`, `output`, `history`), the same with the `images`, `videos`, `system` and `history` of LLaMA-Factory and ms-swift, COCO
+caption files, and VQA v2 question and annotation files, as their makers describe them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ GUESSES: Mapping[str, Sequence[str]] = {
     "messages": ("messages", "conversations", "conversation"),
 }
 """Names that a field goes by where none is given, the likeliest first."""
+_FILLED_ELSEWHERE = {"<bbox>": "objects", "<ref-object>": "objects", "<audio>": "audios"}
 _MARKERS = {"image": "<image>", "video": "<video>"}
 Row = dict[str, Any]
 
@@ -110,7 +112,7 @@ def from_messages(row: Row, fields: Fields) -> Row:
         speaker = _speaker(message, number, "role")
         said.append((speaker, _content(message.get("content"), number, listed, own)))
     media = {kind: [*own[kind], *listed[kind]] if own[kind] else listed[kind] for kind in listed}
-    return _row(row, fields, said, media)
+    return _row(row, fields, _with_system(row, fields, said), media)
 
 
 def from_sharegpt(row: Row, fields: Fields) -> Row:
@@ -123,18 +125,23 @@ def from_sharegpt(row: Row, fields: Fields) -> Row:
     for number, turn in enumerate(_list_of(row, fields), start=1):
         value = turn.get("value")
         if not isinstance(value, str):
-            raise DataError(f"turn {number} has no text as 'value'.", reason="bad_turn")
+            raise DataError(f"turn {number} has no text as 'value'. Mend or drop the row.", reason="bad_turn")
         said.append((_speaker(turn, number, "from"), value))
-    return _row(row, fields, said, {"image": fields.images(row), "video": _as_list(fields.get(row, "video"))})
+    return _row(
+        row,
+        fields,
+        _with_system(row, fields, said),
+        {"image": fields.images(row), "video": _as_list(fields.get(row, "video"))},
+    )
 
 
 def from_qa(row: Row, fields: Fields) -> Row:
-    """A row with a question and its answer.
+    """A row with a question and its answer, and the exchanges before it where it has a `history`.
 
     Raises:
-        DataError: one of the two is missing or no text.
+        DataError: one of the two is missing or no text, or the history is no list of exchanges.
     """
-    question, answer = fields.get(row, "question"), fields.get(row, "answer")
+    question, answer = _question(row, fields), fields.get(row, "answer")
     for field, found in (("question", question), ("answer", answer)):
         if not isinstance(found, str | int | float) or isinstance(found, bool):
             told = "has no" if found is None else f"has {type(found).__name__} as"
@@ -143,11 +150,56 @@ def from_qa(row: Row, fields: Fields) -> Row:
                 f"{', '.join(map(repr, row))}.",
                 reason=f"no_{field}",
             )
-    said = [("human", str(question)), ("gpt", str(answer))]
-    system = fields.get(row, "system")
-    if isinstance(system, str):
-        said.insert(0, ("system", system))
+    said = _with_system(row, fields, [*_history(row), ("human", str(question)), ("gpt", str(answer))])
     return _row(row, fields, said, {"image": fields.images(row), "video": _as_list(fields.get(row, "video"))})
+
+
+def _question(row: Row, fields: Fields) -> object:
+    """What is asked; of an Alpaca row the instruction and its input."""
+    question, more = fields.get(row, "question"), row.get("input")
+    alpaca = "question" not in fields.names and question is not None and question == row.get("instruction")
+    return f"{question}\n{more}" if alpaca and isinstance(more, str) and more else question
+
+
+def _history(row: Row) -> list[tuple[str, str]]:
+    """The exchanges before the last one: pairs of question and answer.
+
+    Raises:
+        DataError: they are something else.
+    """
+    said: list[tuple[str, str]] = []
+    for number, pair in enumerate(_as_list(row.get("history")), start=1):
+        match pair:
+            case [str(question), str(answer)]:
+                said += [("human", question), ("gpt", answer)]
+            case _:
+                raise DataError(
+                    f"exchange {number} of its history is no pair of texts. Mend or drop the row.", reason="bad_turn"
+                )
+    return said
+
+
+def _with_system(row: Row, fields: Fields, said: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The turns, with the row's own system text before them where they have none."""
+    system = fields.get(row, "system")
+    if not isinstance(system, str) or not system or any(speaker == "system" for speaker, _ in said):
+        return said
+    return [("system", system), *said]
+
+
+def _refuse_unfilled(row: Row, said: list[tuple[str, str]]) -> None:
+    """Refuse texts with markers that another tool fills from the row's `objects` or `audios`.
+
+    Raises:
+        DataError: there is one.
+    """
+    for marker, field in _FILLED_ELSEWHERE.items():
+        if row.get(field) and any(marker in text for _, text in said):
+            raise DataError(
+                f"its text holds {marker}, to be filled from {field!r}. Write the boxes into the text (0 to 1000) or drop "
+                "the row.",
+                reason="unfilled_marker",
+            )
 
 
 def coco_rows(whole: Row, fields: Fields) -> Iterator[tuple[int, object]]:
@@ -158,7 +210,8 @@ def coco_rows(whole: Row, fields: Fields) -> Iterator[tuple[int, object]]:
         image = files.get(caption.get("image_id"))
         if image is None:
             raise DataError(
-                f"image_id {caption.get('image_id')!r} is not among the file's images.", reason="unknown_image"
+                f"image_id {caption.get('image_id')!r} is not among the file's images. Add the image or drop the caption.",
+                reason="unknown_image",
             )
         return {**image, **caption, "image": image.get("file_name"), "question": fields.question}
 
@@ -187,7 +240,9 @@ def _each(entries: object, row: Callable[[Row], Row]) -> Iterator[tuple[int, obj
     for number, entry in enumerate(cast(list[object], entries or []), start=1):
         try:
             if not isinstance(entry, dict):
-                raise DataError(f"the entry is a {type(entry).__name__}, not an object.", reason="not_an_object")
+                raise DataError(
+                    f"the entry is a {type(entry).__name__}, not an object. Mend or drop it.", reason="not_an_object"
+                )
             yield number, row(cast(Row, entry))
         except DataError as error:
             yield number, error
@@ -225,7 +280,12 @@ ROW_FORMATS: Mapping[str, Callable[[Row, Fields], Row]] = {
 
 
 def _row(row: Row, fields: Fields, said: list[tuple[str, str]], media: Mapping[str, list[object]]) -> Row:
-    """The LLaVA row; media that no turn places stand at the beginning of the first human turn."""
+    """The LLaVA row; media that no turn places stand at the beginning of the first human turn.
+
+    Raises:
+        DataError: a text has markers that something else in the row would have to fill.
+    """
+    _refuse_unfilled(row, said)
     made: Row = {}
     if (found := fields.get(row, "id")) is not None:
         made["id"] = found
@@ -256,7 +316,9 @@ def _list_of(row: Row, fields: Fields) -> list[Row]:
         )
     for number, message in enumerate(cast(list[object], found), start=1):
         if not isinstance(message, dict):
-            raise DataError(f"turn {number} is a {type(message).__name__}, not an object.", reason="bad_turn")
+            raise DataError(
+                f"turn {number} is a {type(message).__name__}, not an object. Mend or drop the row.", reason="bad_turn"
+            )
     return cast(list[Row], found)
 
 
@@ -274,9 +336,11 @@ def _content(content: object, number: int, listed: dict[str, list[object]], own:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise DataError(f"turn {number} has no text or list of parts as 'content'.", reason="bad_turn")
+        raise DataError(
+            f"turn {number} has no text or list of parts as 'content'. Mend or drop the row.", reason="bad_turn"
+        )
     pieces: list[str] = []
-    for part in _dicts(content, complain=f"turn {number} holds a part that is not an object."):
+    for part in _dicts(content, complain=f"turn {number} holds a part that is not an object. Mend or drop the row."):
         kind = str(part.get("type", "text" if "text" in part else "")).removesuffix("_url")
         if kind == "text" and isinstance(part.get("text"), str):
             pieces.append(_plain(part["text"], number))

@@ -118,7 +118,9 @@ def _table_rows(plain: Path, path: Path, delimiter: str) -> Rows:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             names = next(reader, [])
             if not names:
-                raise DataError("the table is empty: it has no line of column names.", reason="empty_file")
+                raise DataError(
+                    "the table is empty: it has no line of column names. Write one above the rows.", reason="empty_file"
+                )
             for cells in reader:
                 if not cells:
                     continue

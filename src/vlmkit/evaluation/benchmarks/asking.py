@@ -52,16 +52,17 @@ def ask(
     parts = tuple(map(_part, content))
     turns = (*([Turn("system", (TextPart(system),))] if system else []), Turn("user", parts))
     media = [part for part in parts if not isinstance(part, TextPart)]
+    digests = [_digest(part) for part in media]  # each image is hashed once
     return Case(
         id=identifier,
         conversation=Conversation(turns, origin),
         prompt="".join(part.text for part in parts if isinstance(part, TextPart)),
         expected=expected,
         category=category,
-        media=tuple(_told(part) for part in media),
+        media=tuple(map(_told, media, digests)),
         options=options or {},
         labels={name: value for name, value in (labels or {}).items() if value},
-        cluster=_cluster(media) if cluster is None else cluster,
+        cluster=_cluster(digests) if cluster is None else cluster,
         extra=extra or {},
     )
 
@@ -72,20 +73,20 @@ def _part(content: Content) -> Part:
     return content if isinstance(content, VideoPart) else ImagePart(content)
 
 
-def _told(part: ImagePart | VideoPart) -> str:
+def _digest(part: ImagePart | VideoPart) -> str:
+    """The hash of an image's bytes, or the path of a file (of a video in frames: of its first)."""
     if isinstance(part.source, bytes):
-        return f"{len(part.source)} bytes"
+        return hashlib.sha256(part.source).hexdigest()
     return str(part.source if isinstance(part.source, Path) else part.source[0])
 
 
-def _cluster(media: Sequence[ImagePart | VideoPart]) -> str:
+def _told(part: ImagePart | VideoPart, digest: str) -> str:
+    return f"sha256:{digest[:16]} ({len(part.source)} bytes)" if isinstance(part.source, bytes) else digest
+
+
+def _cluster(digests: Sequence[str]) -> str:
     """A hash of the media; "" where there are none."""
-    if not media:
-        return ""
-    told = hashlib.sha256()
-    for part in media:
-        told.update(part.source if isinstance(part.source, bytes) else str(part.source).encode())
-    return told.hexdigest()[:16]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16] if digests else ""
 
 
 def listed(options: Mapping[str, str]) -> str:

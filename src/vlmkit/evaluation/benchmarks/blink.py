@@ -15,8 +15,16 @@ from vlmkit.evaluation.scorers.multiple_choice import blink_letter, mean_over_gr
 _NOTE = "Note: You only need to respond with {letters} without providing any additional information.\n"
 
 
+TASKS = (
+    "Art_Style", "Counting", "Forensic_Detection", "Functional_Correspondence", "IQ_Test", "Jigsaw",
+    "Multi-view_Reasoning", "Object_Localization", "Relative_Depth", "Relative_Reflectance", "Semantic_Correspondence",
+    "Spatial_Relation", "Visual_Correspondence", "Visual_Similarity",
+)  # fmt: skip
+"""The configurations of the data, a task each."""
+
+
 class BLINK(ChoiceBenchmark):
-    """The val split of all tasks under `data_root`, or of the one task that `config` names on the hub.
+    """The val split of all 14 tasks, or of those that `config` names.
 
     The headline figure is the mean over questions; `mean_over_tasks` stands beside it. lmms-eval looks at the first
     letter of the answer.
@@ -32,6 +40,7 @@ class BLINK(ChoiceBenchmark):
         "tsv": ChoiceBenchmark.optional["tsv"],
     }
     tsv_name = "BLINK"
+    configs: ClassVar[tuple[str, ...]] = TASKS
     id_column = "idx"
 
     def read_hub(self, row: Row, identifier: str) -> Case | None:

@@ -12,7 +12,7 @@ from vlmkit.errors import DataError
 from vlmkit.evaluation.answers import remove_reasoning
 from vlmkit.evaluation.benchmark import BadCase, Case, JudgeUse
 from vlmkit.evaluation.benchmarks.asking import LETTER_DIRECTLY, PROTOCOLS, Content, ask, choose, listed
-from vlmkit.evaluation.loading import DataPlace, Rows, open_rows
+from vlmkit.evaluation.loading import DataPlace, Rows, open_configs, open_rows
 from vlmkit.evaluation.rows import Layout, Row
 from vlmkit.evaluation.score import ProtocolName, Score
 from vlmkit.evaluation.scorers.multiple_choice import score_inferred_choice
@@ -29,7 +29,7 @@ class DatasetBenchmark(ABC):
         protocol: Whose prompt and rule are followed.
         prompt_suffix: Instead of the protocol's instruction after the question; None: the protocol's.
         hub_id: Dataset on the hub.
-        config: Its configuration; None: the only one.
+        config: Its configuration; None: the only one. Of a benchmark with several: `all`, or one, or a list.
         split: Its split.
         data_root: Local Parquet, TSV or saved files; None: the hub.
     """
@@ -37,12 +37,24 @@ class DatasetBenchmark(ABC):
     name: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "percent"
+    figure_units: ClassVar[Mapping[str, str]] = {}
+    """Units of those figures that are not in the benchmark's own."""
     judge: ClassVar[JudgeUse] = "no"
     resampled: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = PROTOCOLS
     columns: ClassVar[Mapping[Layout, tuple[str, ...]]]
     optional: ClassVar[Mapping[Layout, tuple[str, ...]]] = {}
     tsv_name: ClassVar[str] = ""
+    configs: ClassVar[tuple[str, ...]] = ()
+    """Configurations that one run asks one after the other; empty: the data has one, or one is chosen."""
+    default_configs: ClassVar[tuple[str, ...]] = ()
+    """Which of them `all` means; empty: all of them."""
+    tsv_names: ClassVar[Mapping[str, str]] = {}
+    """VLMEvalKit's file of each configuration, where it has one for each."""
+    paper: ClassVar[Mapping[str, Any]] = {}
+    """Settings that follow a reference where the default departs from it, for numbers to set beside published ones."""
+    asked_by: ClassVar[tuple[str, ...]] = ()
+    """Further settings that change what is asked (not how it is scored), for the key of the records."""
     id_column: ClassVar[str] = ""
     """Column of the hub's data that names a row; a TSV has `index`. "": the row's number."""
 
@@ -52,16 +64,39 @@ class DatasetBenchmark(ABC):
         protocol: str,
         prompt_suffix: str | None,
         hub_id: str,
-        config: str | None,
+        config: str | Sequence[str] | None,
         split: str,
         data_root: str | Path | None,
     ) -> None:
         self.protocol = check_protocol(self.name, protocol, self.protocols)
+        self._configs = self._chosen(config)
         self.prompt_suffix = prompt_suffix
         self.source = hub_id
-        self.config = config
+        self.config = config if isinstance(config, str) or config is None else ", ".join(config)
         self.split = split
         self.data_root = data_root
+
+    def _chosen(self, config: str | Sequence[str] | None) -> tuple[str, ...]:
+        """The configurations to ask; empty where the benchmark has no several.
+
+        Raises:
+            ValueError: one that it does not have.
+        """
+        if not self.configs:
+            return ()
+        told = config if isinstance(config, str) or config is None else tuple(config)
+        chosen = (
+            (self.default_configs or self.configs)
+            if told in (None, "all")
+            else (told,)
+            if isinstance(told, str)
+            else told
+        )
+        if unknown := [one for one in chosen if one not in self.configs]:
+            raise ValueError(
+                f"benchmark_options.{self.name}.config must be all, or of {', '.join(self.configs)}; got {unknown[0]!r}"
+            )
+        return chosen
 
     @property
     def lmms_eval(self) -> bool:
@@ -83,6 +118,8 @@ class DatasetBenchmark(ABC):
 
     @cached_property
     def _rows(self) -> Rows:
+        if self._configs:
+            return open_configs(self.place(), self._configs, tsv_names=self.tsv_names)
         return open_rows(self.place())
 
     def __len__(self) -> int:
@@ -103,6 +140,11 @@ class DatasetBenchmark(ABC):
                 continue
             if case is not None:
                 yield case
+
+    def task(self) -> dict[str, Any]:
+        """Protocol, prompt, part of the data and its fingerprint."""
+        names = ("protocol", "prompt_suffix", "config", "split", *self.asked_by)
+        return {**{name: getattr(self, name) for name in names}, "data": self._rows.fingerprint}
 
     def identifier(self, row: Row) -> str:
         """What names a row."""
@@ -198,7 +240,7 @@ class ChoiceBenchmark(DatasetBenchmark):
         if answer not in options:
             raise DataError(
                 f"answer {answer!r} but {len(options)} options ({', '.join(options)}). The data is malformed; the row "
-                "is not scored.",
+                "is not scored. Mend the data.",
                 reason="bad_row",
                 origin=row.origin,
             )

@@ -57,7 +57,7 @@ class GQA(DatasetBenchmark):
     def _image(self, row: Row) -> bytes:
         if (image := self._images.get(row.text("imageId"))) is None:
             raise DataError(
-                f"image {row.text('imageId')!r} is not among the {len(self._images)} images of its configuration.",
+                f"image {row.text('imageId')!r} is not among the {len(self._images)} images of its configuration. Download them anew.",
                 reason="missing_media",
                 origin=row.origin,
             )

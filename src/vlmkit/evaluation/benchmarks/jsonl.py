@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ class JsonlBenchmark:
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         if not self.path.is_file():
-            raise ConfigError(f"benchmarks: {self.name} reads {self.path}, which is not there.")
+            raise ConfigError(f"benchmarks: {self.name} reads {self.path}, which is not there. Check path in its yaml.")
         with self.path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -143,6 +144,11 @@ class JsonlBenchmark:
     def _media(self, row: Mapping[str, Any]) -> list[Content]:
         images, videos = _several(row.get("image")), _several(row.get("video"))
         return [*(self.root / image for image in images), *(VideoPart(self.root / video) for video in videos)]
+
+    def task(self) -> dict[str, Any]:
+        """What stands after each question, and the content of the file."""
+        content = "".join(line for _, line in self._lines())
+        return {"prompt_suffix": self.suffix, "data": hashlib.sha256(content.encode()).hexdigest()}
 
     def score(self, case: Case, answer: str) -> Score:
         """By the rule; an empty answer is unparsed."""

@@ -64,7 +64,9 @@ class MathVista(DatasetBenchmark):
     optional: ClassVar[Mapping[Layout, tuple[str, ...]]] = {
         "tsv": ("image_path", "answer_option", "unit", "precision", "query", *_METADATA, "skills")
     }
+    paper: ClassVar[Mapping[str, Any]] = {"protocol": "lmms-eval"}
     tsv_name = "MathVista_MINI"
+    asked_by: ClassVar[tuple[str, ...]] = ("form",)
     id_column = "pid"
 
     def __init__(
@@ -166,7 +168,7 @@ def _question(row: Row, options: Mapping[str, str]) -> MathVistaQuestion:
     answer = row.text("answer")
     if question_type == "multi_choice" and answer not in options.values():
         raise DataError(
-            f"answer {answer!r} is none of its {len(options)} choices. The row is not scored.",
+            f"answer {answer!r} is none of its {len(options)} choices. The row is not scored. Mend the data.",
             reason="bad_row",
             origin=row.origin,
         )

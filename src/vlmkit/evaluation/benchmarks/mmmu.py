@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlmkit.errors import DataError
 from vlmkit.evaluation.answers import list_literal
@@ -47,6 +47,7 @@ class MMMU(DatasetBenchmark):
         "hub": (*(f"image_{number}" for number in range(2, NUM_IMAGES + 1)), "subfield", "topic_difficulty"),
         "tsv": ("A", "B", *CHOICE_OPTIONAL),
     }
+    paper: ClassVar[Mapping[str, Any]] = {"protocol": "lmms-eval", "random_guess": True}
     tsv_name = "MMMU_DEV_VAL"
     id_column = "id"
 
@@ -114,7 +115,7 @@ class MMMU(DatasetBenchmark):
         answer = row.text("answer")
         if options and answer not in options:
             raise DataError(
-                f"answer {answer!r} but the options {', '.join(options)}. The row is not scored.",
+                f"answer {answer!r} but the options {', '.join(options)}. The row is not scored. Mend the data.",
                 reason="bad_row",
                 origin=row.origin,
             )

@@ -23,6 +23,7 @@ class OCRBench(DatasetBenchmark):
 
     name = "ocrbench"
     metric = "containment"
+    figure_units: ClassVar[Mapping[str, str]] = {"final_score": "points"}
     columns: ClassVar[Mapping[Layout, tuple[str, ...]]] = {
         "hub": ("dataset", "question", "question_type", "answer", "image"),
         "tsv": ("index", "question", "answer", "category", "image"),

@@ -64,7 +64,7 @@ def letter_at(row: Row, options: Mapping[str, str], column: str = "answer") -> s
     if not told.isdecimal() or int(told) >= len(letters):
         raise DataError(
             f"answer index {told} but {len(letters)} options (0..{len(letters) - 1}). The data is malformed; the row is "
-            "not scored.",
+            "not scored. Mend the data.",
             reason="bad_row",
             origin=row.origin,
         )

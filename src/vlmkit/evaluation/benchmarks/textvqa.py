@@ -35,6 +35,7 @@ class TextVQA(ShortAnswerBenchmark):
         "tsv": ("image_path",),
     }
     tsv_name = "TextVQA_VAL"
+    asked_by: ClassVar[tuple[str, ...]] = ("lower_case", "ocr")
     id_column = "question_id"
     lmms_eval_instruction = SINGLE_WORD_OR_PHRASE
     vlmevalkit_instruction = SINGLE_WORD_OR_PHRASE

@@ -21,13 +21,13 @@ function card(benchmark, n) {
   const outcomes = told.outcomes.map((outcome) => [outcome, cases.reduce((sum, one) => sum + (one.outcome === outcome ? 1 : 0), 0)]);
   return el("button", { type: "button", class: "card panel", "aria-pressed": "false", onclick: () => show(n) },
     el("span", { class: "top-line" }, el("span", { class: "name" }, name),
-      el("span", { class: "score" }, figures.score.toFixed(1), figures.unit === "percent" ? el("small", {}, " %") : null, el("small", {}, spreadOf(figures)))),
+      el("span", { class: "score" }, figures.score.toFixed(1), el("small", {}, figures.unit === "percent" ? " %" : " " + figures.unit), el("small", {}, spreadOf(figures)))),
     scale(figures, topOf(figures), figures.baselines),
     el("span", { class: "stack", "aria-hidden": "true" }, outcomes.map(([outcome, number]) =>
       number ? el("i", { style: { flex: String(number), background: `var(--${tones[outcome]}-mark)` } }) : null)),
     el("span", { class: "legend" }, outcomes.filter(([, number]) => number).map(([outcome, number]) =>
       el("span", {}, el("i", { class: "swatch", style: { background: `var(--${tones[outcome]}-mark)` } }), `${outcome} ${count(number)}`))),
-    el("span", { class: "small muted" }, [`n ${count(figures.n)}`, `parsed ${percent(figures.parsed, 1)}`, figures.metric, figures.protocol,
+    el("span", { class: "small muted" }, [`n ${count(figures.n)}`, `parsed ${percent(figures.parsed, 1)}`, figures.metric, figures.protocol + (figures.preset ? ` (${figures.preset})` : ""),
       ...Object.entries(figures.baselines || {}).map(([baseline, score]) => `${baseline.replaceAll("_", " ")} ${score.toFixed(1)}`)].join(" · ")));
 }
 
@@ -41,6 +41,17 @@ function drawCategories(benchmark) {
     }, el("span", { class: "name" }, name), scale(figures, most),
     el("span", { class: "num" }, el("b", {}, figures.score.toFixed(1)), spreadOf(figures), ` · n ${count(figures.n)}`)))),
     el("p", { class: "small muted" }, "Lines are 95 % intervals: 1.96 standard errors to each side."))];
+}
+/** What made the score, as `summary.json` tells it. */
+function drawMade({ name, figures }) {
+  if (!("preset" in figures)) return [];
+  const pairs = (found) => (found ? Object.entries(found).filter(([, value]) => value !== null).map(([key, value]) => `${key.replaceAll("_", " ")} ${value}`).join(", ") : null);
+  const judge = figures.judge && typeof figures.judge === "object" ? figures.judge.model : figures.judge;
+  const told = [["preset", figures.preset], ["protocol", figures.protocol], ["prompt id", figures.prompt_id], ["backend", figures.backend],
+    ["chat template", figures.template], ["pixel limits", pairs(figures.pixel_limits)], ["decoding", pairs(figures.decoding)],
+    ["rules", figures.parser], ["judge", judge || "none"], ["n", count(figures.n)], ["unparsed", percent(figures.parse_failures, 1)]];
+  return [el("details", { class: "panel made" }, el("summary", {}, "How the score of ", name, " was made"),
+    el("dl", {}, told.map(([key, value]) => [el("dt", {}, key), el("dd", {}, value === null || value === undefined ? el("span", { class: "muted" }, "unknown") : value)])))];
 }
 function pick(button, name) {
   const on = button.getAttribute("aria-pressed") !== "true";
@@ -74,7 +85,7 @@ const browser = caseBrowser(byId("answers"), {
 function show(n) {
   current = n;
   document.querySelectorAll(".card").forEach((button, m) => button.setAttribute("aria-pressed", String(m === n)));
-  byId("one").replaceChildren(...drawCategories(benchmarks[n]));
+  byId("one").replaceChildren(...drawCategories(benchmarks[n]), ...drawMade(benchmarks[n]));
   byId("one").hidden = !byId("one").firstChild;
   browser.show(benchmarks[n].cases);
   history.replaceState(null, "", "#" + encodeURIComponent(benchmarks[n].name));
@@ -82,7 +93,7 @@ function show(n) {
 
 byId("facts").textContent = [told.checkpoint.path, several(benchmarks.length, "benchmark"),
   several(benchmarks.reduce((sum, one) => sum + one.cases.length, 0), "case")].filter(Boolean).join(" · ");
-byId("origin").textContent = Object.entries(told.checkpoint).map(([name, value]) => `${name} ${value}`).join(" · ");
+byId("origin").textContent = Object.entries(told.checkpoint).map(([name, value]) => `${name} ${short(value)}`).join(" · ");
 byId("scores").append(...benchmarks.map(card));
 bindKeys(["]"], "Next benchmark", () => show((current + 1) % benchmarks.length));
 bindKeys(["["], "Benchmark before", () => show((current - 1 + benchmarks.length) % benchmarks.length));

@@ -16,7 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from vlmkit.batch import Batch
+from vlmkit.training.callbacks.average import as_exported
 from vlmkit.training.module import TrainingModule
+from vlmkit.training.shards import reshard
 from vlmkit.training.state import rng_state, set_rng_state
 from vlmkit.training.steplines import append_line, cut_back
 
@@ -41,7 +43,8 @@ class Measures:
 class Validator(Callback):
     """Measures, writes a line of `validation.jsonl`, tells the loggers; keeps the best checkpoint, stops early.
 
-    The training does not notice: random states, modes and gradients are afterwards what they were.
+    It looks at the weights that the run would export: with `callbacks=average`, the averages. The training does not
+    notice: weights, random states, modes and gradients are afterwards what they were.
 
     Args:
         run_dir: Where `validation.jsonl` is written.
@@ -114,7 +117,7 @@ class Validator(Callback):
         """Metrics by name, the same on every rank."""
         started = time.perf_counter()
         metrics: dict[str, float] = {}
-        with unnoticed(module):
+        with unnoticed(module), as_exported(module):
             if self.measures.loader is not None:
                 metrics[LOSS] = self._loss(trainer, module, self.measures.loader)
             if self.measures.others and trainer.is_global_zero:
@@ -137,6 +140,7 @@ class Validator(Callback):
             sums += torch.stack(
                 [losses.double().sum(), torch.tensor(float(len(losses)), device=module.device).double()]
             )
+        reshard(module)
         if trainer.world_size > 1:
             dist.all_reduce(sums)
         total, count = sums.tolist()
