@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +16,11 @@ from vlmkit.cli.checkpoints import model_directory
 from vlmkit.cli.sharing import Place, all_ranks, find_place, settle
 from vlmkit.config import benchmark_nodes, build, run_command, this_job
 from vlmkit.errors import ConfigError
+from vlmkit.evaluation.parts import ALONE
 
 if TYPE_CHECKING:
     from vlmkit.evaluation.benchmark import Benchmark
+    from vlmkit.evaluation.judge import Judge
 
 
 def main() -> None:
@@ -33,36 +37,44 @@ def _task(config: DictConfig) -> None:
 
         print(text())
         return
-    if config.use_llm_judge:
-        raise ConfigError(
-            "use_llm_judge=true: no judge can be asked yet. Leave it out: every benchmark here is scored by rule."
-        )
     from vlmkit.cli.available import with_data
+    from vlmkit.cli.judging import make_judge, without_unscorable
     from vlmkit.cli.quiet import hush
 
     hush()
-    benchmarks = [_benchmark(name, node, config) for name, node in nodes.items()]
+    judge = make_judge(config)
+    benchmarks = without_unscorable([_benchmark(name, node, config) for name, node in nodes.items()], config)
     benchmarks = with_data(benchmarks, asked_for_all=config.benchmarks == "all")
     asks = _needs_model(config)
-    place = find_place(config.devices if asks and not config.rescore else 1, os.environ)
+    place = find_place(config.devices, os.environ)
+    if config.answers or config.rescore:  # nothing is asked: the first one scores, all of it
+        if place.share.rank:
+            return
+        place = replace(place, share=ALONE)
     if place.outside and asks and config.ckpt is None:
         raise ConfigError("Processes started from outside need ckpt=: each would assemble a model of its own.")
-    if place.share.rank and (not asks or config.rescore):
-        return  # nothing is asked: the first one scores
     assembled = Path(config.output_dir or "runs/eval").expanduser() / "model"
     directory = model_directory(config, assembled=assembled) if asks else None
     output_dir = _output_dir(config, directory)
     if place.share.num_ranks == 1:
-        _evaluate(config, benchmarks, directory, output_dir, place)
+        _evaluate(config, benchmarks, directory, output_dir, judge, place)
         return
-    settled = [f"{key}='{str(value)}'" for key, value in (("ckpt", directory), ("output_dir", output_dir))]
+    settled = [
+        f"{key}='{value}'" for key, value in (("ckpt", directory), ("output_dir", output_dir)) if value is not None
+    ]
     with all_ranks(place, output_dir, [*this_job("eval", Path()), *settled]):
-        _evaluate(config, benchmarks, directory, output_dir, place)
+        _evaluate(config, benchmarks, directory, output_dir, judge, place)
 
 
 def _evaluate(
-    config: DictConfig, benchmarks: list[Benchmark], directory: Path | None, output_dir: Path, place: Place
+    config: DictConfig,
+    benchmarks: list[Benchmark],
+    directory: Path | None,
+    output_dir: Path,
+    judge: Judge | None,
+    place: Place,
 ) -> None:
+    from vlmkit.cli.judging import judged
     from vlmkit.cli.presets import preset_of
     from vlmkit.evaluation import provenance
     from vlmkit.evaluation.aggregate import aggregate
@@ -84,7 +96,7 @@ def _evaluate(
         progress=config.progress,
         share=place.share,
     )
-    checkpoint = {"path": str(directory or config.ckpt or config.answers)}
+    checkpoint = _checkpoint(config, directory, output_dir)
     if config.answers:
         answers = FileAnswers(config.answers)
         checkpoint |= answers.identity
@@ -96,7 +108,10 @@ def _evaluate(
     else:
         if "device" in config.backend:
             config.backend.device = settle(place, config.backend.device)
-        backend = build(config.backend, GenerationBackend, directory=directory)
+        runtime = {"directory": directory} if _takes_directory(config) else {}
+        backend = build(config.backend, GenerationBackend, **runtime)
+        if not directory:
+            checkpoint["path"] = f"{config.backend.model} at {config.backend.base_url}"
         checkpoint |= backend.identity
         for one in benchmarks:
             if not place.share.rank:
@@ -107,7 +122,8 @@ def _evaluate(
         for one in benchmarks:
             await_ranks(one, backend, settings)
         found = {one.name: score_records(one, settings) for one in benchmarks}
-    figures = {one.name: aggregate(one, found[one.name]) for one in benchmarks}
+    benchmarks, found, told = judged(benchmarks, found, judge=judge, settings=settings)
+    figures = {one.name: aggregate(one, found[one.name]) | told.get(one.name, {}) for one in benchmarks}
     for one in benchmarks:
         scored = provenance.scored_with(found[one.name], protocol=one.protocol, preset=preset_of(one, config))
         made = provenance.kept_asked(settings.path(one).parent) | scored
@@ -133,7 +149,26 @@ def _needs_model(config: DictConfig) -> bool:
     """
     if config.answers and config.rescore:
         raise ConfigError("answers= and rescore=true: answers of a file are scored anyway. Give one of the two.")
-    return not config.answers and not (config.rescore and config.output_dir)
+    if config.answers or (config.rescore and config.output_dir):
+        return False
+    if not _takes_directory(config):
+        if config.ckpt is not None:
+            raise ConfigError(f"ckpt={config.ckpt}: the chosen backend= asks a served model. Leave ckpt= out.")
+        return False
+    return True
+
+
+def _takes_directory(config: DictConfig) -> bool:
+    """Whether the backend loads a model itself, and does not ask one that is served."""
+    return "base_url" not in config.backend
+
+
+def _checkpoint(config: DictConfig, directory: Path | None, output_dir: Path) -> dict[str, str]:
+    """What is evaluated, in words; of records that are scored again, what their summary says."""
+    summary = output_dir / "summary.json"
+    if config.rescore and not directory and summary.is_file():
+        return dict(json.loads(summary.read_text(encoding="utf-8"))["checkpoint"])
+    return {"path": str(directory or config.ckpt or config.answers)}
 
 
 def _benchmark(name: str, node: DictConfig, config: DictConfig) -> Benchmark:

@@ -78,7 +78,8 @@ def answered_already(path: Path, key: str, share: Share) -> tuple[set[str], list
     for own in sorted(mine):
         if any(record["key"] != key for record in read_records(own)):
             aside.append(set_aside(own))
-    return {record["id"] for record in _all_records(path) if record["key"] == key}, aside
+    kept = (record for record in _all_records(path) if record["key"] == key and not record.get("transient"))
+    return {record["id"] for record in kept}, aside
 
 
 def await_all(path: Path, key: str, identifiers: Iterable[str]) -> None:
@@ -104,8 +105,9 @@ def join_parts(path: Path) -> None:
     """Put the records of all ranks into `records.jsonl`, and remove their files."""
     if not (parts := parts_of(path)):
         return
-    records = {record["id"]: record for one in (path, *parts.values()) for record in read_records(one)}
-    replace_records(path, records.values())
+    found = [record for one in (path, *parts.values()) for record in read_records(one)]
+    found.sort(key=lambda record: not record.get("transient"))  # what may be asked again gives way to an answer
+    replace_records(path, {record["id"]: record for record in found}.values())
     for part in parts.values():
         part.unlink()
 
