@@ -84,7 +84,7 @@ def test_two_ranks_equal_one_and_a_killed_rank_ends_all_and_loses_nothing(model,
     output = run("eval", f"output_dir={two}", "devices=2", *settings)
     assert records(two) == records(alone)
     assert output.count("Every answer:") == 1
-    assert sorted(path.name for path in (two / "shapes").iterdir()) == ["metrics.json", "records.jsonl"]
+    assert sorted(path.name for path in (two / "shapes").iterdir()) == ["asked.json", "metrics.json", "records.jsonl"]
     ours, theirs = (json.loads((place / "summary.json").read_text())["benchmarks"]["shapes"] for place in (two, alone))
     assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
