@@ -1,4 +1,4 @@
-"""Several processes as users start them: shared models, sweeps, torchrun, and what happens when one of them dies."""
+"""Several processes as users start them: shared models, torchrun, and what happens when one of them dies."""
 
 from __future__ import annotations
 
@@ -130,16 +130,6 @@ def test_a_shared_model_trains_in_bf16(manifest, alone, tmp_path, precision):
     checkpointing = "model.gradient_checkpointing={vision_encoder: true, language_model: true}"
     run("train", *small(manifest, tmp_path, "trainer=fsdp", *TWO, f"trainer.precision={precision}", checkpointing))
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=0.03)
-
-
-@pytest.mark.slow
-def test_each_job_of_a_sweep_runs_on_its_own_ranks(manifest, tmp_path):
-    more = ["trainer=ddp", *TWO, "trainer.max_steps=1", "optim.lr=1e-3,1e-4"]
-    run("train", "-m", *small(manifest, tmp_path / "sweep", *more), cwd=tmp_path)
-    jobs = [path for path in (tmp_path / "sweep").iterdir() if (path / "hf").is_dir()]
-    assert len(jobs) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
-    assert all(lines(job)[0]["samples"] == 4 for job in jobs)
 
 
 @pytest.mark.slow

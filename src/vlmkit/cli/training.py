@@ -516,6 +516,7 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         trainer=run.trainer,
         module=module,
         processor=run.processor,
+        data=data,
         held_out=held_out_data(run.config, data, run.processor),
         save=checkpointer.save,
         paused=step_log.pause,

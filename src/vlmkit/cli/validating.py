@@ -62,6 +62,7 @@ def make_validator(
     trainer: L.Trainer,
     module: TrainingModule,
     processor: Processor,
+    data: PackedDataModule,
     held_out: PackedDataModule | None,
     save: Callable[[L.Trainer], object],
     paused: Callable[[float], None],
@@ -96,7 +97,8 @@ def make_validator(
         others: list[Callable[[int], dict[str, float]]] = [benchmarks] if benchmarks is not None else []
         if held_out is not None and config.validate.samples and not sharded:
             others.append(_previews(config, run_dir, trainer, module, processor, held_out))
-        return Measures(loader=loader, others=others)
+        index = held_out.index if held_out is not None else data.index
+        return Measures(loader=loader, others=others, where=lambda row: str(index.origin(row)))
 
     return Validator(
         run_dir=run_dir,
