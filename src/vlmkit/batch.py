@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,10 @@ class Batch(TypedDict):
         visual_positions: (V,) int64, position in the row of each visual token; empty when `dummy_visual`.
         vision_cu_seqlens: (A + 1,) int32; `vision_seqlens` are the lengths as host integers.
         vision_position_ids: (P, 2) int64, row and column of each patch, for the rotary embedding.
-        vision_interp_indices: (P, 4) int64 and vision_interp_weights: (P, 4) float32, for the learned positions.
+        vision_interp_indices: (P, 4) int64 and vision_interp_weights: (P, 4) float32, for the learned positions; (0, 4)
+            where the vision encoder has none.
+        vision_window_order: (V,) int64, visual tokens window by window; vision_window_cu_seqlens and vision_window_seqlens as
+            above, of the windows; absent where the vision encoder has none.
         dummy_visual: the one item is a small grey image that stands in for no media; its features weigh zero.
         num_media: real items in the pack (0 when `dummy_visual`).
         step_supervised_tokens: supervised tokens of the whole optimiser step, over all ranks and micro-batches.
@@ -84,6 +87,9 @@ class Batch(TypedDict):
     vision_position_ids: Tensor
     vision_interp_indices: Tensor
     vision_interp_weights: Tensor
+    vision_window_order: NotRequired[Tensor]
+    vision_window_cu_seqlens: NotRequired[Tensor]
+    vision_window_seqlens: NotRequired[list[int]]
     dummy_visual: bool
     num_media: int
     step_supervised_tokens: int

@@ -39,6 +39,19 @@ def losses(run_dir: Path) -> list[float]:
 
 
 @pytest.mark.slow
+def test_a_shared_model_takes_the_place_of_a_single_one_and_its_end_is_resumed(manifest, tmp_path):
+    """A file stands where the checkpoint's directory goes; and nothing is left to train when the run is called again."""
+    run("train", *small(manifest, tmp_path, "trainer.max_steps=2"))
+    assert (tmp_path / "checkpoints" / "step-000002.ckpt").is_file()
+    shared = small(
+        manifest, tmp_path, "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.max_steps=2"
+    )
+    run("train", *shared)
+    assert (tmp_path / "checkpoints" / "step-000002.ckpt" / "meta.pt").is_file()
+    assert "Nothing is left to train" in run("train", *shared, "resume_from=auto")
+
+
+@pytest.mark.slow
 def test_a_shared_model_resumes_on_another_number_of_ranks(manifest, alone, tmp_path):
     run_dir = tmp_path / "run"
     run("train", *small(manifest, run_dir, "trainer=fsdp", *TWO, "save.every_n_steps=2", "save.keep=0"), cwd=tmp_path)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import torch
 
+from tests.families.fixtures import checkpoint, family
+from tests.families.fixtures import family_processor as processor
 from vlmkit.conversation import Conversation, ImagePart, TextPart, Turn, VideoPart
 from vlmkit.data.collation import PackInfo, pack_samples
 from vlmkit.model.assembly import WholeCheckpoint
 from vlmkit.model.packed import PackedVLM
 from vlmkit.processing.encode import encode_example
 
+__all__ = ["checkpoint", "family", "processor"]  # fixtures: for every family
 INFO = PackInfo(pack=0, rows=(), sources=(), step_supervised_tokens=4)
 
 
-def test_a_packed_sample_stands_where_it_stands_alone(tiny, processor, pictures, clip):
+def test_a_packed_sample_stands_where_it_stands_alone(checkpoint, processor, pictures, clip):
     asked = [(ImagePart(pictures[0]),), (), (VideoPart(clip), ImagePart(pictures[1]))]
     samples = [
         encode_example(
@@ -24,7 +27,7 @@ def test_a_packed_sample_stands_where_it_stands_alone(tiny, processor, pictures,
         for media in asked
     ]
     batch = pack_samples(samples, processor, INFO)
-    hf = WholeCheckpoint(path=tiny.vision_language, processor=None).build(dtype=torch.float64).model
+    hf = WholeCheckpoint(path=checkpoint, processor=None).build(dtype=torch.float64).model
     model = PackedVLM(hf, pixel_mean=processor.pixel_mean, pixel_std=processor.pixel_std)
     with torch.no_grad():
         packed = model.logits(batch)[0].split(batch["seqlens"])

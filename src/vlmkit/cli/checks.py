@@ -11,7 +11,7 @@ from typing import TypeVar
 import lightning as L
 from omegaconf import DictConfig
 from tqdm import tqdm
-from transformers import Qwen3VLConfig
+from transformers import PreTrainedConfig
 
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.data.survey.decoding import Decoded
@@ -44,7 +44,7 @@ class Checked:
     freeze: FreezePolicy | None = None
     optim: OptimizerPlan | None = None
     trainer: L.Trainer | None = None
-    hf_config: Qwen3VLConfig | None = None
+    hf_config: PreTrainedConfig | None = None
     sizes: Sizes | None = None
     state: RunState | None = None
     checkpoint: Path | None = None

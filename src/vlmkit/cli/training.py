@@ -445,10 +445,10 @@ def optimizer_node(node: DictConfig) -> DictConfig:
     """`optim`, with an optimiser it names left to be made once there are parameters."""
     if node.optimizer is None:
         return node
-    node = node.copy()
-    with open_dict(node):
-        node.optimizer["_partial_"] = True
-    return node
+    made_later = node.copy()
+    with open_dict(made_later):  # a composed config takes no new keys
+        made_later.optimizer["_partial_"] = True
+    return made_later
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
+from transformers.vision_utils import (
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 from vlmkit.batch import IGNORE_INDEX, Batch, MaskedRow, Sample
 from vlmkit.processing.encode import Pixels
@@ -77,14 +81,8 @@ def pack_samples(samples: Sequence[Sample], processor: Processor, info: PackInfo
     if num_media == 0:
         stills, grids = _dummy(stills, geometry)
     segments = [rows * columns for pairs, rows, columns in grids.tolist() for _ in range(pairs)]
-    indices, weights = get_vision_interpolation_indices_and_weights(
-        grids,
-        num_grid_per_side=geometry.positions_per_side,
-        mode="bilinear",
-        align_corners=True,
-        spatial_merge_size=geometry.merge_size,
-    )
-    return Batch(
+    indices, weights = _interpolation(grids, geometry)
+    batch = Batch(
         input_ids=input_ids[None],
         position_ids=torch.cat([sample["position_ids"] for sample in samples], dim=1)[:, None],
         cu_seqlens=starts.to(torch.int32),
@@ -107,6 +105,24 @@ def pack_samples(samples: Sequence[Sample], processor: Processor, info: PackInfo
         sources=list(info.sources),
         pack=info.pack,
         masked=list(info.masked),
+    )
+    if geometry.window_pixels is not None:
+        order, starts = get_vision_window_index(grids, geometry.merge_size, geometry.window_pixels, geometry.patch_size)
+        batch["vision_window_order"], batch["vision_window_cu_seqlens"] = order, starts
+        batch["vision_window_seqlens"] = starts.diff().tolist()
+    return batch
+
+
+def _interpolation(grids: Tensor, geometry: VisionGeometry) -> tuple[Tensor, Tensor]:
+    """Places in the learned positions and their weights, (patches, 4) each; (0, 4) where there are none."""
+    if geometry.positions_per_side is None:
+        return torch.empty(0, 4, dtype=torch.int64), torch.empty(0, 4)
+    return get_vision_interpolation_indices_and_weights(
+        grids,
+        num_grid_per_side=geometry.positions_per_side,
+        mode="bilinear",
+        align_corners=True,
+        spatial_merge_size=geometry.merge_size,
     )
 
 

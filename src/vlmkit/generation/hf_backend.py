@@ -19,7 +19,7 @@ from vlmkit.model.checkpoint import weights_hash
 from vlmkit.processing.encode import encode_prompt
 from vlmkit.processing.processor import load_processor
 
-_MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+_MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
 class HFBackend:

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
 
 from vlmkit.errors import AssemblyError, CheckpointError
-from vlmkit.model.merge import check_tokenizers, merge_configs
-from vlmkit.model.parts import restore_rotary_buffers
+from vlmkit.model.families import FAMILIES, Family, as_in_model, family_named, family_of, on_meta
+from vlmkit.model.merge import check_tokenizers, merge_configs, refuse_untrainable
+from vlmkit.model.parts import part_of, restore_rotary_buffers
 from vlmkit.model.report import AssemblyReport, FieldOrigin, Origin, Proof, TensorOrigin
 from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash, weight_files
 
@@ -46,7 +47,7 @@ class VLM:
         provenance: For `vlmkit.json`: sources and settings as plain values.
     """
 
-    model: Qwen3VLForConditionalGeneration
+    model: PreTrainedModel
     processor_source: str
     report: AssemblyReport | None
     provenance: dict[str, Any]
@@ -63,7 +64,7 @@ class Sketch:
         read: Name of a parameter, its first row and the row after the last, to these rows; no other bytes are read.
     """
 
-    model: Qwen3VLForConditionalGeneration
+    model: PreTrainedModel
     processor_source: str
     provenance: dict[str, Any]
     read: Callable[[str, int, int], Tensor]
@@ -81,7 +82,7 @@ class _Located:
 
 
 class Assembly:
-    """A vision encoder and a language model, made into one Qwen3-VL model.
+    """A vision encoder and a language model, made into one vision-language model of the template's family.
 
     Args:
         vision_encoder: Checkpoint whose vision encoder and merger are used; None: the template's.
@@ -145,11 +146,10 @@ class Assembly:
         """
         places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
         config, fields = self._merged(places, dtype)
-        with torch.device("meta"):
-            model = Qwen3VLForConditionalGeneration(config)
+        model = on_meta(config)
         readers = {part: TensorReader(places[part]) for part in ("vision_encoder", "language_model")}
         tensors = [self._fill(model, name, readers, dtype) for name in _wanted(model)]
-        self._refuse_leftovers(readers, tensors)
+        self._refuse_leftovers(family_of(model), readers, tensors)
         model.tie_weights()
         restore_rotary_buffers(model)
         model.eval()
@@ -167,7 +167,7 @@ class Assembly:
             provenance=self._provenance(dtype, fields, {one.name: one.origin for one in tensors}),
         )
 
-    def config(self) -> Qwen3VLConfig:
+    def config(self) -> PreTrainedConfig:
         """The config of the assembled model, from the parts' configs and tokenizers alone.
 
         Raises:
@@ -190,12 +190,14 @@ class Assembly:
         """
         places = {part: self._place(part) for part in ("template", "vision_encoder", "language_model")}
         config, fields = self._merged(places, dtype)
-        with torch.device("meta"):
-            model = Qwen3VLForConditionalGeneration(config)
+        model = on_meta(config)
+        family = family_of(model)
         readers = {part: TensorReader(places[part]) for part in ("vision_encoder", "language_model")}
-        found = {name: self._locate(name, list(model.get_parameter(name).shape), readers) for name in _wanted(model)}
-        self._refuse_leftovers(readers, list(found.values()))
-        cast(Any, model).to(dtype).tie_weights()
+        found = {
+            name: self._locate(family, name, list(model.get_parameter(name).shape), readers) for name in _wanted(model)
+        }
+        self._refuse_leftovers(family, readers, list(found.values()))
+        model.to(dtype).tie_weights()
         _take_generation_config(model, places["template"])
 
         def read(name: str, first: int, last: int) -> Tensor:
@@ -208,7 +210,7 @@ class Assembly:
             read=read,
         )
 
-    def skeleton(self) -> Qwen3VLForConditionalGeneration:
+    def skeleton(self) -> PreTrainedModel:
         """The model that `build` would make, on the meta device: all is checked against the files' headers, none is read.
 
         Raises:
@@ -252,8 +254,9 @@ class Assembly:
     def _place(self, part: str) -> Path:
         return resolve(getattr(self, part), key=f"model.{self._keys[part]}")
 
-    def _merged(self, places: dict[str, Path], dtype: torch.dtype) -> tuple[Qwen3VLConfig, list[FieldOrigin]]:
-        template = _read_config(places["template"]).to_dict()
+    def _merged(self, places: dict[str, Path], dtype: torch.dtype) -> tuple[PreTrainedConfig, list[FieldOrigin]]:
+        template_config = _read_config(places["template"])
+        template = template_config.to_dict()
         vision_source, language_source = _read_config(places["vision_encoder"]), _read_config(places["language_model"])
         if not hasattr(vision_source, "vision_config"):
             raise AssemblyError(
@@ -274,7 +277,7 @@ class Assembly:
         )
         if self.processor_source != self.language_model:
             self._check_tokenizers(places["language_model"], rows=language["vocab_size"])
-        return Qwen3VLConfig(**merged), fields
+        return type(template_config)(**merged), fields
 
     def _check_tokenizers(self, language_model: Path, *, rows: int) -> None:
         if not any((language_model / name).is_file() for name in ("tokenizer.json", "vocab.json")):
@@ -292,7 +295,7 @@ class Assembly:
         special = {token.content for token in wanted.added_tokens_decoder.values() if token.special}
         check_tokenizers(wanted.get_vocab(), found.get_vocab(), special=special, rows=rows)
 
-    def _locate(self, name: str, shape: list[int], readers: dict[str, TensorReader]) -> _Located:
+    def _locate(self, family: Family, name: str, shape: list[int], readers: dict[str, TensorReader]) -> _Located:
         """Where a tensor of the model comes from, and how."""
         part = "vision_encoder" if name.startswith("model.visual.") else "language_model"
         reader = readers[part]
@@ -302,12 +305,15 @@ class Assembly:
                 f"model.{part}: {getattr(self, part)} has no tensor for {name}. It is not the model its config describes: compare config.json with the weights."
             )
         found = reader.shape(there)
-        if found != shape and not (_is_merger_output(name) and found[1:] == shape[1:]):
+        resizable = part_of(name) == "merger" and family.layout.merger_output in name
+        if found == family.stored_shape(name, shape):
+            found = shape
+        if found != shape and not (resizable and found[1:] == shape[1:]):
             raise AssemblyError(
                 f"model.{part}: tensor {there} has shape {found}, the model needs {shape}. Compare config.json with the weights."
             )
         origin: Origin = "copied"
-        if _is_merger_output(name) and self.merger_init == "random":
+        if resizable and self.merger_init == "random":
             origin = "new"
         elif found != shape:
             origin = "cropped" if found[0] > shape[0] else "extended"
@@ -317,7 +323,7 @@ class Assembly:
         """Rows of a tensor of the model, read or drawn."""
         reader = readers[one.part]
         if one.origin in ("copied", "cropped"):
-            return reader.read(one.there, (first, last))
+            return as_in_model(reader.read(one.there, (first, last)), one.shape)
         drawn = self._drawn(one.name, one.shape)
         if one.origin == "extended":
             source = reader.read(one.there)
@@ -328,7 +334,7 @@ class Assembly:
     def _fill(self, model: nn.Module, name: str, readers: dict[str, TensorReader], dtype: torch.dtype) -> TensorOrigin:
         """Put one tensor into the model and say where it came from."""
         shape = list(model.get_parameter(name).shape)
-        one = self._locate(name, shape, readers)
+        one = self._locate(family_of(model), name, shape, readers)
         tensor = self._rows(one, readers, 0, shape[0]).to(dtype)
         module, _, leaf = name.rpartition(".")
         owner = model.get_submodule(module)
@@ -336,10 +342,12 @@ class Assembly:
         source = "" if one.origin == "new" else f"{one.part}:{readers[one.part].file(one.there)}:{one.there}"
         return TensorOrigin(name=name, shape=tuple(shape), origin=one.origin, source=source, sha256=tensor_hash(tensor))
 
-    def _refuse_leftovers(self, readers: dict[str, TensorReader], tensors: Sequence[TensorOrigin | _Located]) -> None:
+    def _refuse_leftovers(
+        self, family: Family, readers: dict[str, TensorReader], tensors: Sequence[TensorOrigin | _Located]
+    ) -> None:
         taken = {one.name for one in tensors}
         for part, reader in readers.items():
-            _refuse_leftovers(reader, part, taken, key=f"model.{part}", source=getattr(self, part))
+            _refuse_leftovers(reader, part, taken, family, key=f"model.{part}", source=getattr(self, part))
 
     def _provenance(self, dtype: torch.dtype, fields: list[FieldOrigin], tensors: dict[str, Origin]) -> dict[str, Any]:
         return {
@@ -362,13 +370,12 @@ class Assembly:
     def _prove_language(self, vlm: VLM, dtype: torch.dtype) -> Proof:
         source = self._place("language_model")
         with _quiet():
-            if hasattr(_read_config(source), "text_config"):
-                stock: Any = Qwen3VLForConditionalGeneration.from_pretrained(source, dtype=dtype)
-            else:
-                stock = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            whole = hasattr(_read_config(source), "text_config")
+            kind: Any = AutoModelForImageTextToText if whole else AutoModelForCausalLM
+            stock = kind.from_pretrained(source, dtype=dtype, trust_remote_code=False)
         stock = stock.float().eval()
         align_parameters(stock)
-        if isinstance(stock, Qwen3VLForConditionalGeneration):
+        if whole:
             restore_rotary_buffers(stock)
         else:
             _restore_text_rotary(stock)
@@ -441,7 +448,7 @@ class WholeCheckpoint:
             model=sketch.model, processor_source=self.processor_source, report=None, provenance=sketch.provenance
         )
 
-    def config(self) -> Qwen3VLConfig:
+    def config(self) -> PreTrainedConfig:
         """Its config.
 
         Raises:
@@ -449,8 +456,8 @@ class WholeCheckpoint:
             CheckpointError: files are missing or damaged.
         """
         config = _read_config(resolve(self.path, key="model.path"))
-        if config.model_type != "qwen3_vl":
-            raise AssemblyError(f"model.path: {self.path} is a {config.model_type}; supported: qwen3_vl.")
+        family_named(config.model_type, key="model.path", source=self.path)
+        refuse_untrainable(config.get_text_config().to_dict(), key="model.path", source=self.path)
         return config
 
     def weight_places(self) -> dict[str, Path]:
@@ -465,29 +472,29 @@ class WholeCheckpoint:
             CheckpointError: as `build`.
         """
         config, place = self.config(), resolve(self.path, key="model.path")
-        with torch.device("meta"):
-            model = Qwen3VLForConditionalGeneration(config)
-        reader = TensorReader(place)
+        model = on_meta(config)
+        reader, family = TensorReader(place), family_of(model)
+        shapes = {name: list(model.get_parameter(name).shape) for name in _wanted(model)}
         found: dict[str, str] = {}
-        for name in _wanted(model):
+        for name, shape in shapes.items():
             there = _name_in(reader, name)
-            if there is None or reader.shape(there) != list(model.get_parameter(name).shape):
+            if there is None or reader.shape(there) not in (shape, family.stored_shape(name, shape)):
                 raise AssemblyError(
                     f"model.path: {self.path} has no tensor of the right shape for {name}. Compare its config.json with the weights."
                 )
             found[name] = there
         for part in ("vision_encoder", "language_model"):
-            _refuse_leftovers(reader, part, set(found), key="model.path", source=self.path)
-        cast(Any, model).to(dtype).tie_weights()
+            _refuse_leftovers(reader, part, set(found), family, key="model.path", source=self.path)
+        model.to(dtype).tie_weights()
         _take_generation_config(model, place)
         return Sketch(
             model=model,
             processor_source=self.processor_source,
             provenance={"sources": {"path": self.path}, "dtype": str(dtype)},
-            read=lambda name, first, last: reader.read(found[name], (first, last)).to(dtype),
+            read=lambda name, first, last: as_in_model(reader.read(found[name], (first, last)), shapes[name]).to(dtype),
         )
 
-    def skeleton(self) -> Qwen3VLForConditionalGeneration:
+    def skeleton(self) -> PreTrainedModel:
         """The model that `build` would make, on the meta device: all is checked against the files' headers, none is read.
 
         Raises:
@@ -551,15 +558,13 @@ def _name_in(reader: TensorReader, name: str) -> str | None:
     return next((guess for guess in guesses if guess in reader), None)
 
 
-def _is_merger_output(name: str) -> bool:
-    return ".linear_fc2." in name and (".merger." in name or ".deepstack_merger_list." in name)
-
-
-def _refuse_leftovers(reader: TensorReader, part: str, taken: set[str], *, key: str, source: str) -> None:
+def _refuse_leftovers(
+    reader: TensorReader, part: str, taken: set[str], family: Family, *, key: str, source: str
+) -> None:
     """Refuse a checkpoint that holds more of a part than the model takes: its config describes another model.
 
-    A head that was saved though it is tied, rotary frequencies, and tensors of the model that are drawn anew instead
-    (they count as `taken`) are no surprise.
+    A head that was saved though it is tied, rotary frequencies, what no model of the family takes, and tensors of the
+    model that are drawn anew instead (they count as `taken`) are no surprise.
     """
     expected = {_name_in(reader, name) for name in taken} | {"lm_head.weight"}
     left = [
@@ -568,6 +573,7 @@ def _refuse_leftovers(reader: TensorReader, part: str, taken: set[str], *, key: 
         if name.removeprefix("model.").startswith("visual.") == (part == "vision_encoder")
         and name not in expected
         and not name.endswith("inv_freq")
+        and not name.startswith(family.unread)
     ]
     if left:
         raise AssemblyError(
@@ -576,9 +582,10 @@ def _refuse_leftovers(reader: TensorReader, part: str, taken: set[str], *, key: 
         )
 
 
-def _stock_vision_encoder(place: Path, dtype: torch.dtype) -> Qwen3VLVisionModel:
+def _stock_vision_encoder(place: Path, dtype: torch.dtype) -> Any:
     """The source's vision encoder in fp32, read by the safetensors library and without its language model."""
-    stock = Qwen3VLVisionModel(_read_config(place).vision_config)
+    config = _read_config(place)
+    stock = FAMILIES[config.model_type].load_vision(config.vision_config)
     state: dict[str, Tensor] = {}
     for path in weight_files(place):
         with safe_open(path, framework="pt") as file:
@@ -599,7 +606,7 @@ def _unused(readers: dict[str, TensorReader]) -> dict[str, dict[str, int]]:
     return unused
 
 
-def _take_generation_config(model: Qwen3VLForConditionalGeneration, place: Path) -> None:
+def _take_generation_config(model: PreTrainedModel, place: Path) -> None:
     if (place / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(place)
 

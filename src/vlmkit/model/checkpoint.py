@@ -10,25 +10,27 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from vlmkit import __version__
 from vlmkit.errors import CheckpointError
-from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash
+from vlmkit.model.families import family_of
+from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash, weight_files
 from vlmkit.processing.processor import Processor
 from vlmkit.storage import aside_of, sync_to_disk
 
 PROVENANCE_FILE = "vlmkit.json"
 SCHEMA = "vlmkit.model/1"
+_SHARD = "4GB"
+"""Of weights that are written twice: so much more memory is needed."""
 KEY_LAYOUT = "transformers-5"
 """Tag of the names in the state dict; another library version may rename them."""
 
 
-def save_hf(
-    *, model: Qwen3VLForConditionalGeneration, processor: Processor, directory: Path, provenance: dict[str, Any]
-) -> Path:
+def save_hf(*, model: PreTrainedModel, processor: Processor, directory: Path, provenance: dict[str, Any]) -> Path:
     """Write model, processor, template, pixel limits and `vlmkit.json`; the directory appears whole or not at all.
 
     Args:
@@ -49,7 +51,7 @@ def save_hf(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        model.save_pretrained(aside)
+        _write_weights(model, aside)
         processor.save(aside)
         _drop_runtime_settings(aside / "config.json")
         text = json.dumps(describe(model, processor, provenance), indent=1, default=str)
@@ -82,9 +84,7 @@ def check_replaceable(directory: Path) -> None:
         raise CheckpointError(f"{directory}: is a file. Name a directory.")
 
 
-def describe(
-    model: Qwen3VLForConditionalGeneration, processor: Processor, provenance: dict[str, Any]
-) -> dict[str, Any]:
+def describe(model: PreTrainedModel, processor: Processor, provenance: dict[str, Any]) -> dict[str, Any]:
     """The content of `vlmkit.json`."""
     return {
         "schema": SCHEMA,
@@ -122,7 +122,7 @@ def read_provenance(directory: Path) -> dict[str, Any] | None:
     return content
 
 
-def prove_export(directory: Path, *, model: Qwen3VLForConditionalGeneration, processor: Processor) -> None:
+def prove_export(directory: Path, *, model: PreTrainedModel, processor: Processor) -> None:
     """Reopen the directory with plain transformers and compare: names, hashes, logits, greedy text.
 
     Args:
@@ -155,7 +155,7 @@ def prove_export(directory: Path, *, model: Qwen3VLForConditionalGeneration, pro
     finally:
         for module, mode in training.items():
             module.training = mode
-    limits = Processor(reprocessor, positions_per_side=processor.geometry.positions_per_side).limits()
+    limits = Processor(reprocessor, positions_per_side=None).limits()
     if limits != processor.limits():
         raise CheckpointError(
             f"{directory}: its pixel limits read back as {limits}, saved were {processor.limits()}. Please report it."
@@ -229,12 +229,24 @@ def _probes(processor: Any) -> list[dict[str, Tensor]]:
     ]
 
 
-def _saved_tensors(model: Qwen3VLForConditionalGeneration) -> dict[str, Tensor]:
-    """What `save_pretrained` writes: a tied head is not written twice."""
-    state = model.state_dict()
+def _saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What `save_pretrained` writes: a tied head is not written twice, and a family's files may have a form of their own."""
+    state, family = model.state_dict(), family_of(model)
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    return state
+    return dict(family.to_file(name, tensor) for name, tensor in state.items())
+
+
+def _write_weights(model: PreTrainedModel, directory: Path) -> None:
+    """As `save_pretrained` does; then, shard by shard, in the form that the family's published files have."""
+    family = family_of(model)
+    if not family.transposed:
+        model.save_pretrained(directory)
+        return
+    model.save_pretrained(directory, max_shard_size=_SHARD)
+    for path in weight_files(directory):
+        tensors = {name: family.swapped(name, tensor) for name, tensor in load_file(path).items()}
+        save_file(tensors, path, {"format": "pt"})
 
 
 def _drop_runtime_settings(path: Path) -> None:

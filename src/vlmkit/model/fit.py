@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import nn
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from vlmkit.conversation import Conversation, ImagePart, TextPart, Turn
 from vlmkit.errors import AssemblyError, CheckpointError, DataError
 from vlmkit.model.assembly import Assembly, WholeCheckpoint
+from vlmkit.model.families import on_meta
 from vlmkit.model.parts import PARTS, Part, part_of
 from vlmkit.model.tensors import TensorReader
 from vlmkit.processing.processor import Processor
@@ -36,7 +34,7 @@ _PROBE = Conversation(
 )
 
 
-def misfits(config: Qwen3VLConfig, processor: Processor) -> list[str]:
+def misfits(config: Any, processor: Processor) -> list[str]:
     """What in a processor is not what a model's config says; empty where all fits. Each names key, findings, remedy."""
     return [*_token_misfits(config, processor), *_geometry_misfits(config, processor), *_template_misfits(processor)]
 
@@ -53,7 +51,7 @@ def _token_misfits(config: Any, processor: Processor) -> list[str]:
         )
     for name in _TOKENS:
         ours, theirs = getattr(config, name, None), getattr(processor.hf, name, None)
-        if theirs is None or ours != theirs:
+        if ours != theirs and not (theirs is None and not processor.video_rules.stamped):
             found.append(
                 f"model.processor: {name} is {theirs} in the processor and {ours} in config.json. Use one pair."
             )
@@ -69,11 +67,23 @@ def _geometry_misfits(config: Any, processor: Processor) -> list[str]:
                 f"model.processor: images are cut with {ours}={cut}, the vision encoder wants {wanted}. "
                 "Use the processor of the vision encoder's checkpoint."
             )
-    positions = vision.num_position_embeddings
-    if processor.geometry.positions_per_side**2 != positions or math.isqrt(positions) ** 2 != positions:
+    side, positions = processor.geometry.positions_per_side, getattr(vision, "num_position_embeddings", None)
+    if (None if side is None else side**2) != positions:
         found.append(
-            f"model.processor: learned positions are laid out {processor.geometry.positions_per_side} a side, the "
+            f"model.processor: learned positions are laid out {side} a side, the "
             f"vision encoder has {positions}. Use the processor of the vision encoder's checkpoint."
+        )
+    window, ours = getattr(vision, "window_size", None), processor.geometry.window_pixels
+    if window != ours:
+        found.append(
+            f"model.processor: windows are {ours} pixels wide, the vision encoder's {window}. "
+            "Use the processor of the vision encoder's checkpoint."
+        )
+    apart, ours = getattr(vision, "tokens_per_second", 0), processor.positions_per_second
+    if apart != ours:
+        found.append(
+            f"model.processor: a second of video is {ours:g} positions, the vision encoder's {apart:g}. "
+            "Use the processor of the vision encoder's checkpoint."
         )
     if vision.out_hidden_size != config.text_config.hidden_size:
         found.append(
@@ -140,10 +150,9 @@ class Sizes:
     trained: dict[Part, int]
 
 
-def without_weights(config: Qwen3VLConfig) -> Qwen3VLForConditionalGeneration:
+def without_weights(config: Any) -> Any:
     """The model that a config describes, without memory for its weights."""
-    with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(config)
+    model = on_meta(config)
     model.tie_weights()
     return model
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from vlmkit.errors import ConfigError
-from vlmkit.model.parts import PARTS, Part, part_of
+from vlmkit.model.parts import PARTS, Part, mergers_of, part_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class FreezePolicy:
         model.train()
         if self.vision_encoder:
             model.model.visual.eval()
-            model.model.visual.merger.train()
-            model.model.visual.deepstack_merger_list.train()
+            for merger in mergers_of(model):
+                merger.train()
         if self.language_model and (dropout := model.config.text_config.attention_dropout):
             raise ConfigError(
                 f"freeze.language_model: the language model has attention_dropout={dropout}; a frozen one must have 0."

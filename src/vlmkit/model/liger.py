@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from vlmkit.errors import ConfigError
+from vlmkit.model.families import FAMILIES, family_of
 
 Kernels = Literal["torch", "liger"]
 
@@ -16,7 +17,8 @@ def use_kernels(hf: Any, kernels: Kernels) -> None:
     """Let the language model's norms and MLPs run Liger's kernels; loss, rotary embedding and attention stay ours.
 
     Raises:
-        ConfigError: an unknown choice, Liger is not installed, or there is no CUDA device to run it.
+        ConfigError: an unknown choice, another family's language model, Liger is not installed, or there is no CUDA device
+            to run it.
     """
     if kernels == "torch":
         return
@@ -28,7 +30,21 @@ def use_kernels(hf: Any, kernels: Kernels) -> None:
         )
     if not torch.cuda.is_available():
         raise ConfigError("model.kernels=liger needs a CUDA device, and there is none. Use model.kernels=torch.")
+    refuse_other_families(hf)
     _apply(hf)
+
+
+def refuse_other_families(hf: Any) -> None:
+    """Make sure that Liger's kernels compute what the norms and MLPs of this model do.
+
+    Raises:
+        ConfigError: they are not known to.
+    """
+    if not (family := family_of(hf)).liger:
+        able = ", ".join(name for name, each in FAMILIES.items() if each.liger)
+        raise ConfigError(
+            f"model.kernels=liger: its kernels are those of {able}, and this is a {family.name}. Use model.kernels=torch."
+        )
 
 
 def _apply(hf: Any) -> None:

@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from vlmkit.errors import AssemblyError
+from vlmkit.model.families import FAMILIES
 from vlmkit.model.report import FieldOrigin
 
 Config = dict[str, Any]
@@ -25,11 +26,19 @@ STRUCTURE = (
     "attention_dropout",
     "max_position_embeddings",
     "initializer_range",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+    "moe_intermediate_size",
+    "num_experts",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "linear_conv_kernel_dim",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
 )
 """What decides the language model's tensors and arithmetic: always the language model's own."""
-TEMPLATE_FAMILIES = ("qwen3_vl",)
-LANGUAGE_FAMILIES = ("qwen3", "qwen3_vl_text")
-
 
 _NOT_SETTINGS = ("_name_or_path", "transformers_version")
 """What a config says about its file rather than about the model."""
@@ -101,14 +110,15 @@ def check_fit(template: Config, vision: Config, language: Config) -> None:
     Raises:
         AssemblyError: family, rotary positions, head size or number of layers; the message says which.
     """
-    if (family := template.get("model_type")) not in TEMPLATE_FAMILIES:
+    if (family := FAMILIES.get(str(template.get("model_type")))) is None:
         raise AssemblyError(
-            f"model.template: family {family!r} is not supported. Supported: {', '.join(TEMPLATE_FAMILIES)}."
+            f"model.template: family {template.get('model_type')!r} is not supported. Supported: {', '.join(FAMILIES)}."
         )
-    if (family := language.get("model_type")) not in LANGUAGE_FAMILIES:
+    if (kind := str(language.get("model_type"))) not in family.language_models:
+        reason = family.unfit.get(kind, "it is another architecture than the template's language model")
         raise AssemblyError(
-            f"model.language_model: family {family!r} does not fit a {template['model_type']} template, whose language model "
-            f"is a Qwen3. Supported: {', '.join(LANGUAGE_FAMILIES)}."
+            f"model.language_model: family {kind!r} does not fit a {family.name} template: {reason}. "
+            f"Supported: {', '.join(family.language_models)}."
         )
     if (wanted := template["vision_config"].get("model_type")) != vision.get("model_type"):
         raise AssemblyError(
@@ -127,11 +137,16 @@ def check_fit(template: Config, vision: Config, language: Config) -> None:
             "Use a language model with default rotary positions."
         )
     section = template["text_config"]["rope_parameters"].get("mrope_section")
-    head = language["head_dim"]
-    if not section or 2 * sum(section) != head:
+    head = language.get("head_dim") or language["hidden_size"] // language["num_attention_heads"]
+    if not section or 2 * sum(section) != int(head * rope.get("partial_rotary_factor", 1.0)):
         raise AssemblyError(
             f"model.language_model: its head size {head} does not fit the template's mrope_section {section}, "
             f"which makes {2 * sum(section or [])}. Choose a language model with that head size."
+        )
+    if family.heads_fill_width and head * language["num_attention_heads"] != language["hidden_size"]:
+        raise AssemblyError(
+            f"model.language_model: {language['num_attention_heads']} heads of {head} do not make its width "
+            f"{language['hidden_size']}, and a {family.name} has no other heads. Choose a language model where they do."
         )
     for name in ("mrope_section", "mrope_interleaved"):
         theirs, ours = rope.get(name), template["text_config"]["rope_parameters"].get(name)
@@ -144,9 +159,28 @@ def check_fit(template: Config, vision: Config, language: Config) -> None:
         raise AssemblyError(
             f"model.language_model: {layers} layers cannot take in {taps} DeepStack features. Choose a deeper one."
         )
-    if language.get("use_sliding_window"):
+    refuse_untrainable(language, key="model.language_model", source="it")
+
+
+def refuse_untrainable(text: Config, *, key: str, source: str) -> None:
+    """Refuse what a language model's config asks for and training here would leave out.
+
+    Args:
+        text: The language model's config.
+        key: Setting that names it.
+        source: The checkpoint, as that setting names it.
+
+    Raises:
+        AssemblyError: attention in a sliding window, or a loss of the experts' routers.
+    """
+    if text.get("use_sliding_window") or "sliding_attention" in (text.get("layer_types") or ()):
         raise AssemblyError(
-            "model.language_model: sliding-window attention has no place in a packed Qwen3-VL. Choose one with full attention."
+            f"{key}: sliding-window attention has no place in a packed row, and {source} has it. Choose one with full attention."
+        )
+    if text.get("output_router_logits"):
+        raise AssemblyError(
+            f"{key}: {source} asks for the routers' balancing loss (output_router_logits), which depends on what shares a "
+            "batch and is not added here. Set it to false in config.json to train on the cross-entropy alone."
         )
 
 

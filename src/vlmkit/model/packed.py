@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from vlmkit.batch import Batch
 from vlmkit.model.attention import VARLEN, Kernel, PackedVisionAttention, Segments
 from vlmkit.model.compiling import compile_blocks, fill_rows, filled
+from vlmkit.model.families import family_of
 from vlmkit.model.head import linear_cross_entropy
+from vlmkit.model.linear_attention import keep_segments_apart
+from vlmkit.model.parts import blocks_of
 from vlmkit.model.patch_embed import PatchNormalizer, embed_patches
-
-if TYPE_CHECKING:
-    from transformers import Qwen3VLForConditionalGeneration
 
 HEAD_CHUNK = 512
 """Rows of logits held at once: 297 MiB of fp32 at Qwen's vocabulary."""
@@ -39,16 +41,17 @@ class PackedOutput:
 
 
 class PackedVLM(nn.Module):
-    """A Qwen3-VL model that runs on packs.
+    """A vision-language model of any family that runs on packs.
 
     Attributes:
         hf: The stock model; its vision attention is ours, its language attention is set to `VARLEN`.
+        family: What sets it apart from other models.
         compiled: Whether its blocks are compiled, and lengths filled up to buckets; see `vlmkit.model.compiling`.
     """
 
     def __init__(
         self,
-        hf: Qwen3VLForConditionalGeneration,
+        hf: PreTrainedModel,
         *,
         pixel_mean: list[float],
         pixel_std: list[float],
@@ -59,10 +62,15 @@ class PackedVLM(nn.Module):
     ) -> None:
         super().__init__()
         hf.set_attn_implementation({"text_config": VARLEN})
-        for block in hf.model.visual.blocks:
+        self.family = family_of(hf)
+        self.hf: Any = hf
+        for block in blocks_of(hf, "vision_encoder"):
             if not isinstance(block.attn, PackedVisionAttention):
                 block.attn = PackedVisionAttention(cast(nn.Module, block.attn))
-        self.hf = hf
+        if self.family.experts and hf.dtype == torch.float64:
+            hf.set_experts_implementation("eager")  # the grouped product of transformers' default knows no fp64
+        if self.family.linear_attention:
+            keep_segments_apart(blocks_of(hf, "language_model"))
         self.normalize = PatchNormalizer(mean=pixel_mean, std=pixel_std)
         self.kernel: Kernel = kernel
         self.head_chunk = head_chunk
@@ -107,14 +115,24 @@ class PackedVLM(nn.Module):
         visual: Any = self.hf.model.visual
         stills, videos = self.normalize(batch["still_patches"]), self.normalize(batch["video_patches"])
         hidden = embed_patches(visual.patch_embed.proj, stills, videos)
-        taps = visual.pos_embed(batch["vision_interp_indices"])
-        hidden = hidden + (taps * batch["vision_interp_weights"][:, :, None]).sum(1).to(hidden.dtype)
-        filler, cu_seqlens, seqlens = self._segments(batch["vision_cu_seqlens"], batch["vision_seqlens"])
+        if self.family.learned_positions:
+            taps = visual.pos_embed(batch["vision_interp_indices"])
+            hidden = hidden + (taps * batch["vision_interp_weights"][:, :, None]).sum(1).to(hidden.dtype)
+        places = batch["vision_position_ids"]
+        filler, *segments = self._segments(batch["vision_cu_seqlens"], batch["vision_seqlens"])
+        inside, order = segments, None
+        if self.family.windows:
+            order = batch["vision_window_order"]  # pyright: ignore[reportTypedDictNotRequiredAccess]  # made for windows
+            hidden, places = (_in_order(each, order) for each in (hidden, places))
+            _, *inside = self._segments(batch["vision_window_cu_seqlens"], batch["vision_window_seqlens"])  # pyright: ignore[reportTypedDictNotRequiredAccess]  # as above
         hidden = fill_rows(hidden, filler, 0)
-        rotary = visual.rotary_pos_emb(hidden, fill_rows(batch["vision_position_ids"], filler, 0))
-        num_tokens = len(batch["vision_position_ids"]) // visual.spatial_merge_size**2
+        rotary = visual.rotary_pos_emb(hidden, fill_rows(places, filler, 0))
+        num_tokens = len(places) // visual.spatial_merge_size**2
+        taps_after: list[int] = list(visual.deepstack_visual_indexes) if self.family.deepstack else []
+        whole: set[int] = set(visual.fullatt_block_indexes) if self.family.windows else set()
         deepstack: list[Tensor] = []
         for number, block in enumerate(visual.blocks):
+            cu_seqlens, seqlens = segments if number in whole else inside
             hidden = block(
                 hidden,
                 cu_seqlens=cu_seqlens,
@@ -122,10 +140,11 @@ class PackedVLM(nn.Module):
                 position_embeddings=rotary,
                 kernel=self.kernel,
             )
-            if number in visual.deepstack_visual_indexes:
-                merger = visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(number)]
+            if number in taps_after:
+                merger = visual.deepstack_merger_list[taps_after.index(number)]
                 deepstack.append(merger(hidden)[:num_tokens])
-        return visual.merger(hidden)[:num_tokens], deepstack
+        merged = visual.merger(hidden)[:num_tokens]
+        return (merged if order is None else merged[order.argsort()]), deepstack
 
     def _segments(self, cu_seqlens: Tensor, seqlens: Sequence[int]) -> tuple[int, Tensor | Segments, Sequence[int]]:
         """Rows of filler, and where segments start and how long they are."""
@@ -155,3 +174,8 @@ class PackedVLM(nn.Module):
                 feature = deepstack[number][None].to(hidden.dtype)
                 hidden = hidden.index_add(1, batch["visual_positions"], feature)
         return language.norm(hidden[:, : embeds.shape[1]])
+
+
+def _in_order(patches: Tensor, order: Tensor) -> Tensor:
+    """Rows of patches, in groups that make one visual token each, in another order of these groups."""
+    return patches.unflatten(0, (len(order), -1))[order].flatten(0, 1)

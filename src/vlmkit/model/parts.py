@@ -1,60 +1,50 @@
-"""Where the vision encoder, the merger and the language model live in each architecture, by parameter name."""
+"""Where the vision encoder, the merger and the language model live in a model, by parameter name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import nn
 
-Part = Literal["vision_encoder", "merger", "language_model"]
-PARTS: tuple[Part, ...] = ("vision_encoder", "merger", "language_model")
+from vlmkit.model.families import FAMILIES, PARTS, Part, family_of
+
+__all__ = [
+    "PARTS",
+    "Part",
+    "blocks_of",
+    "mergers_of",
+    "part_of",
+    "restore_rotary_buffers",
+    "set_checkpointing",
+]
+_PREFIXES: dict[str, Part] = {
+    prefix: part for family in FAMILIES.values() for prefix, part in family.layout.prefixes.items()
+}
+"""Of all families together: no two of them give one prefix to different parts (`tests/model/test_parts.py`)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Names of one architecture.
-
-    Attributes:
-        prefixes: Beginning of a parameter name and the part it belongs to; the longest that fits decides.
-        blocks: Path of the module list whose entries are checkpointed and sharded one by one, per part.
-    """
-
-    prefixes: dict[str, Part]
-    blocks: dict[Part, str]
-
-
-QWEN3_VL = Layout(
-    prefixes={
-        "model.visual.": "vision_encoder",
-        "model.visual.merger.": "merger",
-        "model.visual.deepstack_merger_list.": "merger",
-        "model.language_model.": "language_model",
-        "lm_head.": "language_model",
-    },
-    blocks={"vision_encoder": "model.visual.blocks", "language_model": "model.language_model.layers"},
-)
-LAYOUTS = {"qwen3_vl": QWEN3_VL}
-"""Layout of each `model_type`. A new family is an entry here and the tests of `tests/model` on it."""
-
-
-def part_of(name: str, layout: Layout = QWEN3_VL) -> Part:
-    """The part that a parameter belongs to.
+def part_of(name: str) -> Part:
+    """The part that a parameter belongs to, in a model of any family.
 
     Raises:
         KeyError: no part claims it; a parameter nobody placed must not be trained or frozen by accident.
     """
-    fitting = [prefix for prefix in layout.prefixes if name.startswith(prefix)]
+    fitting = [prefix for prefix in _PREFIXES if name.startswith(prefix)]
     if not fitting:
-        raise KeyError(f"parameter {name!r} belongs to no known part; known prefixes: {', '.join(layout.prefixes)}")
-    return layout.prefixes[max(fitting, key=len)]
+        raise KeyError(f"parameter {name!r} belongs to no known part; known prefixes: {', '.join(_PREFIXES)}")
+    return _PREFIXES[max(fitting, key=len)]
 
 
-def blocks_of(model: nn.Module, part: Part, layout: Layout = QWEN3_VL) -> list[nn.Module]:
+def blocks_of(model: nn.Module, part: Part) -> list[nn.Module]:
     """The blocks of a part, in order; none for the merger."""
-    path = layout.blocks.get(part)
+    path = family_of(model).layout.blocks.get(part)
     return list(cast(Iterable[nn.Module], model.get_submodule(path))) if path else []
+
+
+def mergers_of(model: nn.Module) -> list[nn.Module]:
+    """The modules that make up the merger."""
+    return [model.get_submodule(path) for path in family_of(model).layout.mergers]
 
 
 def set_checkpointing(model: Any, *, vision_encoder: bool, language_model: bool) -> None:
@@ -72,11 +62,13 @@ def restore_rotary_buffers(model: Any) -> None:
     They are not saved, so a model built on the meta device lacks them; and a cast of the model to bf16 damages them.
     """
     import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     visual, language = model.model.visual.rotary_pos_emb, model.model.language_model.rotary_emb
+    scaled = ROPE_INIT_FUNCTIONS.get(language.rope_type)
     for module, compute in (
         (visual, visual.compute_axial_rope_parameters),
-        (language, language.compute_default_rope_parameters),
+        (language, scaled or language.compute_default_rope_parameters),
     ):
         frequencies, _ = compute(module.config)
         for name in ("inv_freq", "original_inv_freq"):

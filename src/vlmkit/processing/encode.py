@@ -14,7 +14,7 @@ from vlmkit.batch import IGNORE_INDEX, Sample
 from vlmkit.conversation import Conversation, ImagePart, VideoPart
 from vlmkit.errors import DataError
 from vlmkit.processing.media import image_size, load_frames, load_image, video_header
-from vlmkit.processing.positions import Grid, position_ids
+from vlmkit.processing.positions import Grid, Run, position_ids
 from vlmkit.processing.processor import Processor
 from vlmkit.processing.supervision import Rendered, render
 
@@ -37,12 +37,14 @@ class MediumLayout:
         frames: Indices of the sampled frames (video only).
         seconds: Time stamp of each frame pair (video only).
         fps: Frames per second in which `frames` count (video only).
+        seconds_apart: Time from one frame pair to the next, by the density of the sampled frames (video only).
     """
 
     grid: Grid
     frames: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
     fps: float = 0.0
+    seconds_apart: float = 0.0
 
     @property
     def num_patches(self) -> int:
@@ -88,7 +90,7 @@ class PromptTokens:
 class _Encoded:
     ids: list[int]
     supervised: list[bool]
-    runs: list[tuple[int, Grid]]
+    runs: list[Run]
 
 
 def encode_example(conversation: Conversation, processor: Processor, *, pixels: Pixels) -> Sample:
@@ -158,7 +160,8 @@ def encode_prompt(conversation: Conversation, processor: Processor) -> dict[str,
     Returns:
         input_ids, attention_mask, mm_token_type_ids: (1, num_tokens) int64; where there are media also pixel_values
         (num_patches, 3 * temporal_patch * patch**2) float32 with image_grid_thw (num_images, 3), and
-        pixel_values_videos with video_grid_thw.
+        pixel_values_videos with video_grid_thw; where time is in the positions alone also second_per_grid_ts (num_videos,)
+        float32.
 
     Raises:
         DataError: as `encode_example`.
@@ -183,6 +186,8 @@ def encode_prompt(conversation: Conversation, processor: Processor) -> dict[str,
         if chosen:
             prompt[values] = torch.cat([_with_copies(patches[number], kind, processor) for number in chosen])
             prompt[grids] = torch.tensor([layouts[number].grid for number in chosen])
+            if kind is VideoPart and not processor.video_rules.stamped:
+                prompt["second_per_grid_ts"] = torch.tensor([layouts[number].seconds_apart for number in chosen])
     return prompt
 
 
@@ -218,7 +223,8 @@ def layout(part: ImagePart | VideoPart, processor: Processor) -> MediumLayout:
     padded = frames + [frames[-1]] * (-len(frames) % pair)
     seconds = tuple((padded[first] / fps + padded[first + pair - 1] / fps) / 2 for first in range(0, len(padded), pair))
     grid = processor.video_grid(len(frames), header.height, header.width)
-    return MediumLayout(grid=grid, frames=tuple(frames), seconds=seconds, fps=fps)
+    apart = pair * header.num_frames / (len(frames) * fps)
+    return MediumLayout(grid=grid, frames=tuple(frames), seconds=seconds, fps=fps, seconds_apart=apart)
 
 
 def _sample_frames(num_frames: int, fps: float | None, processor: Processor) -> tuple[list[int], float]:
@@ -233,6 +239,8 @@ def _sample_frames(num_frames: int, fps: float | None, processor: Processor) -> 
     if fps is None:
         count = min(num_frames, video.max_frames)
         return np.linspace(0, num_frames - 1, count).round().astype(int).tolist(), float(video.fps)
+    if num_frames < processor.geometry.temporal_patch_size:
+        return list(range(num_frames)), fps  # not every family's rule knows so short a video
     metadata = VideoMetadata(total_num_frames=num_frames, fps=fps)
     return [int(index) for index in video.sample_frames(metadata, fps=video.fps)], fps
 
@@ -247,7 +255,7 @@ def _encode(rendered: Rendered, layouts: list[MediumLayout], processor: Processo
     media = iter(layouts)
     ids: list[int] = []
     supervised: list[bool] = []
-    runs: list[tuple[int, Grid]] = []
+    runs: list[Run] = []
     token_ids = processor.special_token_ids
     for start, text, special in stretches:
         if not special:
@@ -267,21 +275,19 @@ def _encode(rendered: Rendered, layouts: list[MediumLayout], processor: Processo
     return _Encoded(ids=ids, supervised=supervised, runs=runs)
 
 
-def _append_medium(
-    ids: list[int], runs: list[tuple[int, Grid]], place: MediumLayout, token: int, processor: Processor
-) -> None:
+def _append_medium(ids: list[int], runs: list[Run], place: MediumLayout, token: int, processor: Processor) -> None:
     merge = processor.geometry.merge_size
     pairs, rows, columns = place.grid
     num_tokens = rows * columns // merge**2
-    if token == processor.image_token_id:
-        runs.append((len(ids), place.grid))
-        ids.extend([token] * num_tokens)
+    if token == processor.image_token_id or not processor.video_rules.stamped:
+        runs.append((len(ids), place.grid, processor.positions_per_second * place.seconds_apart))
+        ids.extend([token] * (pairs * num_tokens))
         return
     stamps = _tokenise([f"<{seconds:.1f} seconds>" for seconds in place.seconds], processor)
     for stamp in stamps[:pairs]:
         ids.extend(stamp.ids)
         ids.append(processor.hf.vision_start_token_id)
-        runs.append((len(ids), (1, rows, columns)))
+        runs.append((len(ids), (1, rows, columns), 0.0))
         ids.extend([token] * num_tokens)
         ids.append(processor.hf.vision_end_token_id)
 

@@ -29,13 +29,15 @@ class VisionGeometry:
         patch_size: Side of a patch in pixels.
         temporal_patch_size: Frames in a patch.
         merge_size: Patches along each side of one visual token.
-        positions_per_side: Side of the square grid of learned positions.
+        positions_per_side: Side of the square grid of learned positions; None: there are none.
+        window_pixels: Side of the windows that most blocks attend in; None: there are none.
     """
 
     patch_size: int
     temporal_patch_size: int
     merge_size: int
-    positions_per_side: int
+    positions_per_side: int | None
+    window_pixels: int | None = None
 
     @property
     def factor(self) -> int:
@@ -43,12 +45,37 @@ class VisionGeometry:
         return self.patch_size * self.merge_size
 
 
+@dataclass(frozen=True, kw_only=True)
+class VideoRules:
+    """How a family says a video.
+
+    Attributes:
+        stamped: Each frame pair stands in the text behind its time. False: all stand in one run of visual tokens, and
+            time is in their positions alone.
+        limits_of_a_frame: The limits of a video's pixels hold for each frame. False: for all frames together.
+    """
+
+    stamped: bool
+    limits_of_a_frame: bool
+
+
+VIDEO_RULES = {
+    "Qwen3VLProcessor": VideoRules(stamped=True, limits_of_a_frame=False),
+    "Qwen2_5_VLProcessor": VideoRules(stamped=False, limits_of_a_frame=True),
+}
+"""By class of the Hugging Face processor."""
+_VIDEO_FPS = 2.0
+"""Where a checkpoint does not say how densely videos are sampled: as all Qwen models were trained."""
+
+
 class Processor:
     """Tokenizer, chat template and image rules of one checkpoint, with the pixel budget already set.
 
     Attributes:
-        hf: The Hugging Face processor (`Qwen3VLProcessor`), its sizes changed to the budget.
+        hf: The Hugging Face processor, its sizes changed to the budget.
         geometry: How images are cut.
+        video_rules: How videos are said.
+        positions_per_second: How far apart moments are in the positions of a video; 0: all are one.
         reading: How videos are read.
         image_token_id, video_token_id: What stands in `input_ids` for each visual token.
         shapes: What the template writes around texts, by the shape of a conversation; kept by `supervision`.
@@ -60,12 +87,16 @@ class Processor:
         self,
         hf: Any,
         *,
-        positions_per_side: int,
+        positions_per_side: int | None,
+        window_pixels: int | None = None,
+        positions_per_second: float = 0.0,
         budget: PixelBudget | None = None,
         reading: VideoReading | None = None,
     ) -> None:
         image, video = hf.image_processor, hf.video_processor
         self.hf = hf
+        self.video_rules = VIDEO_RULES[type(hf).__name__]
+        self.positions_per_second = positions_per_second
         self.reading = reading or VideoReading()
         self.shapes: dict[Hashable, object] = {}
         self.encodings: dict[str, Any] = {}
@@ -74,6 +105,7 @@ class Processor:
             temporal_patch_size=image.temporal_patch_size,
             merge_size=image.merge_size,
             positions_per_side=positions_per_side,
+            window_pixels=window_pixels,
         )
         self.image_token_id: int = hf.image_token_id
         self.video_token_id: int = hf.video_token_id
@@ -88,7 +120,8 @@ class Processor:
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides tokens and pixels: a part of every cache key."""
         backend = self.hf.tokenizer.backend_tokenizer.to_str()
-        told = [backend, self.hf.chat_template, self.limits(), asdict(self.geometry), self.pixel_mean, self.pixel_std]
+        geometry = {name: value for name, value in asdict(self.geometry).items() if value is not None}
+        told = [backend, self.hf.chat_template, self.limits(), geometry, self.pixel_mean, self.pixel_std]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -179,9 +212,14 @@ class Processor:
 
     def video_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Patches along time, height and width of so many sampled frames."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as resize_frame
         from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
         geometry = self.geometry
+        pairs = math.ceil(num_frames / geometry.temporal_patch_size)
+        if self.video_rules.limits_of_a_frame:
+            high, wide = resize_frame(height, width, geometry.factor, self.video_min_pixels, self.video_max_pixels)
+            return pairs, high // geometry.patch_size, wide // geometry.patch_size
         high, wide = smart_resize(
             max(num_frames, geometry.temporal_patch_size),
             height,
@@ -191,7 +229,6 @@ class Processor:
             min_pixels=self.video_min_pixels,
             max_pixels=self.video_max_pixels,
         )
-        pairs = math.ceil(num_frames / geometry.temporal_patch_size)
         return pairs, high // geometry.patch_size, wide // geometry.patch_size
 
     def _measure_budget(self) -> None:
@@ -229,11 +266,11 @@ def load_processor(
     Args:
         source: Local directory or hub id.
         budget: Pixel limits; what is None in it stays as the checkpoint says.
-        positions_per_side: Side of the learned position grid; by default from the checkpoint's `config.json`.
+        positions_per_side: Side of the learned position grid, of a directory without a `config.json` to read it from.
         reading: How videos are read; None: by what there is, with a limit of a minute.
 
     Raises:
-        CheckpointError: there is no processor, or it is not Qwen3-VL's.
+        CheckpointError: there is no processor, or it is of no known family.
     """
     from transformers import AutoConfig, AutoProcessor
 
@@ -241,26 +278,41 @@ def load_processor(
         raise CheckpointError(f"model.processor: there is no directory {str(source)!r}. Check the path of the model.")
     try:
         hf = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        vision: dict[str, Any] = {"positions_per_side": positions_per_side}
         if positions_per_side is None:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            positions_per_side = math.isqrt(config.vision_config.num_position_embeddings)
+            vision = vision_settings(AutoConfig.from_pretrained(source, trust_remote_code=False).vision_config)
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"model.processor: no vision-language processor in {str(source)!r} ({_first_line(error)}). "
-            "Give a directory or hub id of a Qwen3-VL checkpoint."
+            "Give a directory or hub id of a vision-language checkpoint."
         ) from error
     if not hasattr(hf, "video_processor") or not hasattr(hf, "image_processor"):
         raise CheckpointError(
-            f"model.processor: {str(source)!r} holds a {type(hf).__name__}, not a vision-language processor. Give a Qwen3-VL checkpoint."
+            f"model.processor: {str(source)!r} holds a {type(hf).__name__}, not a vision-language processor. Give a vision-language checkpoint."
+        )
+    if type(hf).__name__ not in VIDEO_RULES:
+        raise CheckpointError(
+            f"model.processor: {str(source)!r} holds a {type(hf).__name__}; supported: {', '.join(VIDEO_RULES)}. Give a "
+            "checkpoint of a family in docs/families.md."
         )
     if not hf.chat_template:
         raise CheckpointError(
             f"model.processor: {str(source)!r} has no chat template, so nothing could be rendered. Give a checkpoint that has one."
         )
     try:
-        return Processor(hf, positions_per_side=positions_per_side, budget=budget, reading=reading)
+        return Processor(hf, **vision, budget=budget, reading=reading)
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
+
+
+def vision_settings(vision: Any) -> dict[str, Any]:
+    """What a vision encoder's config says about positions and windows."""
+    positions = getattr(vision, "num_position_embeddings", None)
+    return {
+        "positions_per_side": None if positions is None else math.isqrt(positions),
+        "window_pixels": getattr(vision, "window_size", None),
+        "positions_per_second": float(getattr(vision, "tokens_per_second", 0.0)),
+    }
 
 
 def _apply_budget(image: Any, video: Any, budget: PixelBudget) -> None:
@@ -276,6 +328,8 @@ def _apply_budget(image: Any, video: Any, budget: PixelBudget) -> None:
         processor.size = SizeDict(shortest_edge=least, longest_edge=most)  # a plain dict would be ignored later on
     if budget.video_fps is not None:
         video.fps = budget.video_fps
+    elif video.fps is None:
+        video.fps = _VIDEO_FPS
     if budget.video_max_frames is not None:
         video.max_frames = budget.video_max_frames
         video.min_frames = min(video.min_frames, budget.video_max_frames)

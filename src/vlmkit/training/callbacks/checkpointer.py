@@ -139,9 +139,7 @@ class Checkpointer(Callback):
         except (OSError, CheckpointException) as error:  # of shared models: every rank writes, and hears of it
             self._give_up(trainer, aside, path, str(error).splitlines()[0])
         if trainer.is_global_zero:
-            if path.exists() and (
-                path.is_dir() or aside.is_dir()
-            ):  # of the same step, by a run that this one goes back behind
+            if path.is_dir() or aside.is_dir():  # of the same step, by a run that this one goes back behind
                 self._writing.attempt(lambda: remove_checkpoint(path))
             self._writing.attempt(lambda: put_in_place(aside, path))
             if self._writing.error is None:
