@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.families.fixtures import checkpoint, family, load_stock, stock_inputs
+from tests.families.fixtures import checkpoint, family, load_stock, of_every_family, stock_inputs
 from tests.families.fixtures import family_processor as processor
 from vlmkit.conversation import Conversation, ImagePart, TextPart, Turn, VideoPart
 from vlmkit.data.collation import PackInfo, pack_samples
@@ -21,8 +21,8 @@ __all__ = ["checkpoint", "family", "processor"]  # fixtures: every test here run
 INFO = PackInfo(pack=0, rows=(), sources=(), step_supervised_tokens=1)
 KINDS = ("text", "still", "stills", "video", "mixture")
 NUM_INPUTS = {"qwen3_vl": 50}
-FEWER_INPUTS = 10
-"""Of the other families: two of each kind."""
+FEWER_INPUTS = 5
+"""Of the other families: one of each kind."""
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 ROUTED = 4
 """As many times wider in bf16 where a rounding may send a token to another MLP."""
@@ -64,7 +64,7 @@ def stock64(checkpoint):
     return load_stock(checkpoint, torch.float64).eval()
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@of_every_family("dtype", TOLERANCES, quick=[torch.float64])
 def test_logits_equal_the_unpatched_models(conversations, stock64, processor, family, dtype):
     tolerance = TOLERANCES[dtype] * (ROUTED if family.experts and dtype == torch.bfloat16 else 1)
     stock = copy.deepcopy(stock64).to(dtype)

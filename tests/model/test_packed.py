@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.families.fixtures import GRADIENTS, checkpoint, family, load_stock, stock_inputs
+from tests.families.fixtures import GRADIENTS, checkpoint, family, load_stock, of_every_family, stock_inputs
 from tests.families.fixtures import family_processor as processor
 from vlmkit.conversation import Conversation, ImagePart, TextPart, Turn, VideoPart
 from vlmkit.data.collation import PackInfo, pack_samples
@@ -54,7 +54,10 @@ def stock_logits(stock, told, processor):
     return stock(**stock_inputs(told, processor, torch.float64)).logits[0]
 
 
-@pytest.mark.parametrize(
+EVERYTHING = ["text", "image", "three", "video", "mixture"]
+
+
+@of_every_family(
     "names",
     [
         ["text"],
@@ -62,10 +65,10 @@ def stock_logits(stock, told, processor):
         ["three"],
         ["video"],
         ["mixture"],
-        ["text", "image", "three", "video", "mixture"],
+        EVERYTHING,
         ["video", "text", "text"],
     ],
-    ids="-".join,
+    quick=[EVERYTHING],
 )
 def test_packed_equals_stock_sample_by_sample(names, conversations, stock, model, processor, family):
     told = [conversations[name] for name in names]
