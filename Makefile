@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all format lint type imports check bench docs build clean
+.PHONY: help setup demo test test-all format lint type imports check bench docs docs-quick build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -50,8 +50,15 @@ check: lint type imports  ## Everything that needs no run
 bench: setup  ## Print the measurements (minutes)
 	for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
+docs: setup  ## Build the documentation into site/, the notebooks with what they show (minutes)
+	$(BIN)/python scripts/notebooks.py
+	$(BIN)/python -m mkdocs build --strict
+
+docs-quick: setup  ## The same without running the notebooks
+	$(BIN)/python -m mkdocs build --strict
+
 build: setup  ## Build wheel and sdist
 	$(BIN)/python -m build --outdir dist
 
 clean:  ## Remove what was made
-	rm -rf $(VENV) dist build runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist build site runs .pytest_cache .ruff_cache

@@ -132,6 +132,7 @@ def _text(text: str, directory: Path | None) -> str:
     """A block of plain text: without colours, progress bars and where the notebook ran."""
     if directory is not None:
         text = text.replace(f"{directory}/", "")
+    text = text.replace(f"{Path.home()}/", "~/")
     lines = [line.rpartition("\r")[2].rstrip() for line in _ANSI.sub("", text).strip("\r\n").splitlines()]
     lines = [line for line in lines if not _NOISE.search(line)]
     return "```text\n" + "\n".join(lines) + "\n```" if any(lines) else ""

@@ -45,6 +45,7 @@ def test_the_wheel_holds_every_yaml_and_the_type_marker(unpacked):
     for name, path in yamls.items():
         assert (unpacked / "vlmkit" / "conf" / name).read_bytes() == path.read_bytes()
     assert (unpacked / "vlmkit" / "py.typed").is_file()
+    assert (unpacked / "hydra_plugins" / "vlmkit_sweeps" / "plugins.py").is_file(), "where Hydra looks for them"
     assets = list((REPOSITORY / "src" / "vlmkit" / "pages" / "assets").iterdir())
     assert len(assets) > 10
     for path in assets:

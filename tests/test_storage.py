@@ -47,3 +47,26 @@ def test_a_log_that_cannot_grow_is_told_with_what_stands(tmp_path):
     message = rf"no more can be written .*newest good checkpoint is {good}\."
     with pytest.raises(CheckpointError, match=message), told_when_full(tmp_path):
         append_line(Path("/dev/full"), {"step": 1})
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc here")
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_after(tmp_path, monkeypatch):
+    """A power cut between the two leaves the old file; what was synced, and when, is written down on the way."""
+    import os
+
+    done: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def noted_sync(handle):
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        sync(handle)
+
+    def noted_rename(path, target):
+        done.append(f"rename {path.name} {Path(target).name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    with written_aside(tmp_path / "a.txt") as aside:
+        aside.write_text("new")
+    assert done == ["sync .a.txt.writing", "rename .a.txt.writing a.txt", f"sync {tmp_path.name}"]

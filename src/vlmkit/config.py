@@ -226,6 +226,7 @@ def run_command(name: str, config_name: str, task: Callable[[DictConfig], object
 
     Exit status: 0; 1 where the user has something to mend; 75 for a run that a signal told to leave and that can be resumed; what Python says for a fault of ours (with traceback).
     """
+    sys.argv[1:] = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in sys.argv[1:]]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hydra would print a shortened traceback and swallow ours
     try:
         decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
@@ -420,7 +421,8 @@ def with_saved_choices(arguments: list[str], groups: Iterable[str]) -> list[str]
     process.
     """
     named = [argument.removeprefix("init_from=") for argument in arguments if argument.startswith("init_from=")]
-    if not named or os.environ.get(TAKEN_OVER_VARIABLE):
+    swept = named and "," in named[-1] and not {"-m", "--multirun"}.isdisjoint(arguments)
+    if not named or swept or os.environ.get(TAKEN_OVER_VARIABLE):  # each job of a sweep over init_from looks for itself
         return arguments
     place = Path(named[-1].strip("'\"")).expanduser()
     options = {"model": "qwen3_vl"}

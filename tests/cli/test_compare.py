@@ -23,8 +23,8 @@ def test_directories_become_settings(tmp_path):
     assert with_directories(["second=b", "a"]) == ["second=b", "first='a'"]
     assert with_directories(["a", "a"]) == ["first='a'", "second='a'"]
     assert with_directories(["--cfg", "job"]) == ["--cfg", "job"]
-    with pytest.raises(SystemExit, match="two evaluation directories are compared, not 3: a, b, c"):
-        with_directories(["a", "b", "c"])
+    assert with_directories(["runs/sweep", "seed=1"]) == ["sweep='runs/sweep'", "seed=1"]
+    assert with_directories(["a", "out=x", "b c", "it's"]) == ["out=x", "runs=['a','b c','it\\'s']"]
 
 
 def test_two_evaluations_and_what_cannot_be_compared(tmp_path):
@@ -36,6 +36,22 @@ def test_two_evaluations_and_what_cannot_be_compared(tmp_path):
     assert "significant" in told
     page = (tmp_path / "c.html").read_text(encoding="utf-8")
     assert json.loads(page.split('id="data-differences">', 1)[1].split("</script>", 1)[0])[0]["better"] == 7
+
+
+def test_several_runs_against_the_best_and_what_goes_together(tmp_path):
+    for name, right in (("a", 4), ("b", 12), ("c", 11)):
+        write(tmp_path / name / "eval", {"gqa": {str(n): float(n < right) for n in range(12)}})
+    out = tmp_path / "page.html"
+    told = run("compare", *(str(tmp_path / name) for name in "abc"), "metric=eval/gqa", f"out={out}")
+    assert told.splitlines()[2].split()[:3] == ["1", str(tmp_path / "b"), "100.0"]
+    assert "clearly worse" in told
+    rows = json.loads(out.read_text(encoding="utf-8").split('id="data-rows">', 1)[1].split("</script>", 1)[0])
+    assert [(row["name"], row["difference"]) for row in rows] == [
+        (str(tmp_path / "c"), pytest.approx(-100 / 12)), (str(tmp_path / "a"), pytest.approx(-200 / 3)),
+    ]  # fmt: skip
+    told = run("compare", str(tmp_path / "a"), "first=x", "second=y", f"runs=[{tmp_path}]", status=1)
+    assert "give one of the three" in told
+    assert "no sweep.json, so it is no sweep" in run("compare", str(tmp_path), status=1)
 
 
 @pytest.mark.slow

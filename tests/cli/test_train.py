@@ -1,4 +1,4 @@
-"""`vlmkit-train` as its users run it: stages, resume after a kill, two ranks, sweeps, wrong turns."""
+"""`vlmkit-train` as its users run it: stages, resume after a kill, two ranks, wrong turns."""
 
 from __future__ import annotations
 
@@ -109,14 +109,6 @@ def test_two_ranks_from_another_directory(manifest, tmp_path):
     assert sum(line["samples"] for line in lines(run_dir)) == 24
     assert (run_dir / "hf" / "model.safetensors").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["run"], "a rank wrote somewhere else"
-
-
-def test_a_sweep_gives_each_job_its_own_directory(manifest, tmp_path):
-    overrides = small(manifest, tmp_path / "sweep", "trainer.max_steps=1", "optim.lr=1e-3,1e-4")
-    run("train", "-m", *overrides)
-    jobs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if (path / "hf").is_dir())
-    assert len(jobs) == 2
-    assert "optim.lr=0.001" in jobs[1] or "optim.lr=1e-3" in jobs[1]
 
 
 @pytest.mark.parametrize(

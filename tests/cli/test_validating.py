@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,17 @@ def unseen(tmp_path_factory) -> Path:
 def validated(manifest, unseen, tmp_path_factory):
     """A run that is looked at every two steps, with held-out loss and a benchmark."""
     folder = tmp_path_factory.mktemp("validated")
-    settings = [
+    forked.run(*small(manifest, folder / "run", *looked_at(unseen)), output=folder / "out")
+    return folder / "run", (folder / "out").read_text()
+
+
+def looked_at(unseen: Path) -> list[str]:
+    """Settings of that run."""
+    return [
         f"data.validation={unseen}", "validate.every_n_steps=2", "validate.benchmarks=[shapes]", "validate.max_samples=3",
         "validate.max_new_tokens=4", "save.best=val/loss", "save.every_n_steps=1", "save.keep=1", "data.batch_size=4",
         "freeze=vision_frozen", "logger=[csv,tensorboard]",
     ]  # fmt: skip
-    forked.run(*small(manifest, folder / "run", *settings), output=folder / "out")
-    return folder / "run", (folder / "out").read_text()
 
 
 def told(run_dir: Path) -> list[dict]:
@@ -52,14 +57,14 @@ def test_training_does_not_notice(validated, manifest, tmp_path):
     assert [line["loss"] for line in lines(validated[0])] == [line["loss"] for line in lines(tmp_path / "run")]
 
 
-def test_the_held_out_loss_is_the_mean_over_supervised_tokens(validated, unseen, cache):
-    """Against the stock model that was exported, one sample at a time."""
+def loss_of_export(directory: Path, manifest: Path, cache: Path) -> float:
+    """Mean loss over supervised tokens, by the stock model that was exported, one sample at a time."""
     from transformers import AutoModelForImageTextToText
 
     from vlmkit.processing.encode import encode_example
 
-    stock = AutoModelForImageTextToText.from_pretrained(validated[0] / "hf", dtype=torch.float32).eval()
-    data = prepared(unseen, validated[0] / "hf", cache)
+    stock = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+    data = prepared(manifest, directory, cache)
     total, count = 0.0, 0
     for row in range(len(data.index)):
         sample = encode_example(data.index.conversation(row), data.processor, pixels="float32")
@@ -74,7 +79,12 @@ def test_the_held_out_loss_is_the_mean_over_supervised_tokens(validated, unseen,
             ).logits[0]
         total += cross_entropy(logits[:-1], sample["labels"][1:], reduction="sum").item()
         count += int((sample["labels"] != -100).sum())
-    assert told(validated[0])[-1]["metrics"]["val/loss"] == pytest.approx(total / count, rel=1e-5)
+    return total / count
+
+
+def test_the_held_out_loss_is_the_mean_over_supervised_tokens(validated, unseen, cache):
+    wanted = loss_of_export(validated[0] / "hf", unseen, cache)
+    assert told(validated[0])[-1]["metrics"]["val/loss"] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_what_was_measured_is_written_and_logged(validated):
@@ -101,10 +111,49 @@ def test_the_best_checkpoint_stays_and_the_run_ends_early(manifest, unseen, tmp_
     losses = [line["metrics"]["val/loss"] for line in told(tmp_path / "run")]
     best = losses.index(min(losses)) + 1
     assert len(losses) == best + 2 < 12, "two validations without a better one"
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == [f"step-{best:06d}.ckpt", f"step-{best + 2:06d}.ckpt"]
+    place = tmp_path / "run" / "checkpoints"
+    names = sorted(path.name for path in place.iterdir())
+    assert names == ["hf_best", f"step-{best:06d}.ckpt", f"step-{best + 2:06d}.ckpt"]
     report = json.loads((tmp_path / "run" / "report.json").read_text())["best"]
-    assert report == {"metric": "val/loss", "value": min(losses), "step": best, "stopped_early": True}
+    wanted = {"metric": "val/loss", "value": min(losses), "step": best}
+    assert report == {**wanted, "stopped_early": True, "export": str(place / "hf_best")}
+    kept = torch.load(place / names[1], weights_only=True)["state_dict"]
+    exported = load_file(place / "hf_best" / "model.safetensors")
+    assert len(exported) > 10
+    assert [name for name, tensor in exported.items() if not torch.equal(tensor, kept[f"model.hf.{name}"])] == []
+    said = json.loads((place / "hf_best" / "vlmkit.json").read_text())
+    assert said["provenance"]["trained"]["best"] == wanted
+    assert "best model" in (tmp_path / "out").read_text()
+
+
+def test_the_best_model_has_the_loss_that_made_it_the_best(validated, unseen, cache):
+    run_dir, _ = validated
+    best = json.loads((run_dir / "report.json").read_text())["best"]
+    assert loss_of_export(run_dir / "checkpoints" / "hf_best", unseen, cache) == pytest.approx(best["value"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_best_model_can_be_evaluated_and_gone_on_with(validated, manifest, unseen, tmp_path):
+    """And a finished run that is started again writes it anew, as long as its checkpoint stands."""
+    from tests.training.conftest import run
+
+    run_dir = tmp_path / "run"
+    shutil.copytree(validated[0], run_dir)
+    best = run_dir / "checkpoints" / "hf_best"
+    told = run("eval", f"ckpt={best}", "benchmarks=[shapes]", "max_samples_per_benchmark=3", "max_new_tokens=4")
+    assert str(tmp_path) in told
+    summary = json.loads((run_dir / "checkpoints" / "hf_best-eval" / "summary.json").read_text())
+    assert summary["checkpoint"]["path"] == str(best)
+    assert summary["benchmarks"]["shapes"]["n"] == 3
+    run("train", f"init_from={best}", "data.limit=8", f"run_dir={tmp_path / 'next'}", "trainer.max_steps=1")
+    wanted = json.loads((run_dir / "report.json").read_text())["best"]["step"]
+    shutil.rmtree(best)
+    again = [*small(manifest, run_dir, *looked_at(unseen)), "resume_from=auto"]
+    forked.run(*again, output=tmp_path / "again")
+    assert json.loads((best / "vlmkit.json").read_text())["provenance"]["trained"]["best"]["step"] == wanted
+    (run_dir / "checkpoints" / f"step-{wanted:06d}.ckpt").rename(tmp_path / "aside.ckpt")
+    (run_dir / "checkpoints" / "step-000099.ckpt").write_bytes((tmp_path / "aside.ckpt").read_bytes())
+    assert "is gone, so checkpoints/hf_best is not written" in forked.run(*again, output=tmp_path / "gone")
 
 
 def test_a_share_is_disjoint_from_training_and_depends_on_each_row_alone(manifest, tiny, cache):

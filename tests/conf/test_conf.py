@@ -17,8 +17,8 @@ from vlmkit.config import conf_dir, options_of
 
 COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert")
 USED = {
-    "train": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
-    "check": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks"),
+    "train": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "experiment"),
+    "check": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "experiment"),
     "inspect": ("model", "data", "freeze", "stage"),
     "assemble": ("model",),
     "eval": ("model", "backend"),
@@ -80,7 +80,7 @@ def parameters_of(node):
 
 def test_every_group_is_covered_here():
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
-    assert groups == {group for used in USED.values() for group in used} | {"eval"}
+    assert groups == {group for used in USED.values() for group in used} | {"eval", "hydra"}
 
 
 @pytest.mark.parametrize(("command", "group", "option"), CHOICES)
@@ -98,13 +98,29 @@ def test_every_choice_composes_and_its_keys_bind(command, group, option):
         assert keys <= takes, f"{group}={option}: {path} gives {sorted(keys - takes)}, which {node['_target_']} lacks"
         if node["_target_"].startswith("vlmkit."):
             _check_ours(node, keys, parameters)
-    assert found or group in ("stage", "logger"), f"{group}={option} describes nothing"
+    assert found or group in ("stage", "logger", "experiment"), f"{group}={option} describes nothing"
 
 
 @pytest.mark.parametrize("name", options_of("eval"))
 def test_a_benchmark_s_keys_bind(name):
     node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "eval" / f"{name}.yaml"), resolve=False)
     keys, parameters = set(node) - {"_target_"}, parameters_of(node)
+    assert keys == set(parameters)
+    _check_ours(node, keys, parameters)
+
+
+def test_the_judge_s_keys_bind():
+    node = OmegaConf.to_container(composed("eval"), resolve=False)["judge"]
+    keys, parameters = set(node) - {"_target_"}, parameters_of(node)
+    assert keys == set(parameters)
+    _check_ours(node, keys, parameters)
+
+
+@pytest.mark.parametrize("path", sorted((conf_dir() / "hydra").glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_a_sweeper_s_or_launcher_s_keys_bind(path):
+    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    keys = set(node) - {"_target_", "_recursive_"}
+    parameters = parameters_of(node)
     assert keys == set(parameters)
     _check_ours(node, keys, parameters)
 
@@ -214,6 +230,25 @@ def test_a_check_is_composed_as_the_training_it_checks(overrides):
     assert check == train
 
 
+def test_lists_are_taken_as_they_are_written():
+    """Sources plain or with settings, several loggers, all benchmarks; each job of a sweep has its own choice."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from vlmkit.config import benchmark_nodes
+
+    data = composed("train", "data=llava", "data.sources=[a.json,{path: b.jsonl, weight: 2}]").data
+    assert OmegaConf.to_container(data.sources) == ["a.json", {"path": "b.jsonl", "weight": 2}]
+    assert set(composed("train", "logger=[csv,wandb]").logger) == {"csv", "wandb"}
+    assert composed("train", "logger=none").logger == {}
+    assert sorted(benchmark_nodes("all")) == options_of("eval")
+    assert list(benchmark_nodes(composed("eval", "benchmarks=[gqa,mmmu]").benchmarks)) == ["gqa", "mmmu"]
+    overrides = OverridesParser.create().parse_overrides(["freeze=merger_only,vision_frozen"])
+    jobs = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
+    chosen = [composed("train", *job).freeze.language_model for job in jobs]
+    assert chosen == [True, False]
+
+
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +310,7 @@ def test_help_and_config_answer_without_torch(command, arguments):
         ("assemble", "model.vision_encodr=x", "Did you mean model.vision_encoder"),
         ("train", "model=nope", "model=nope: no such option. There are: qwen2_5_vision3b_llm1_5b, "),
         ("train", "model=tinny", "model=tinny: no such option. Did you mean tiny?"),
+        ("train", "logger=", "logger=: no such option. There are: csv, mlflow, none, tensorboard, wandb."),
         ("train", "data.sources=[a", "data.sources=[a: not readable as key=value"),
         ("train", "resume", "resume: not readable as key=value"),
         ("eval", "benchmarks=[shaped]", "no benchmark is named 'shaped'. Did you mean shapes?"),
@@ -354,3 +390,17 @@ def test_numbers_of_the_run_are_checked_before_anything_is_read(override, tmp_pa
     assert errors.startswith(f"vlmkit-train: {key}={value}: wanted a whole number")
     assert "Error executing" not in errors
     assert "Traceback" not in errors
+
+
+def test_an_optimiser_that_the_command_line_names_is_left_to_be_made():
+    """As composed, where no new key may be added."""
+    import torch
+
+    from vlmkit.cli.training import optimizer_node
+    from vlmkit.config import build
+    from vlmkit.training.optim import OptimizerPlan
+
+    node = composed("train", "optim.optimizer={_target_: torch.optim.SGD, momentum: 0.9}").optim
+    plan = build(optimizer_node(node), OptimizerPlan)
+    assert (plan.optimizer.func, plan.optimizer.keywords) == (torch.optim.SGD, {"momentum": 0.9})
+    assert "_partial_" not in node.optimizer, "what is saved with the run is what was given"

@@ -100,6 +100,19 @@ def test_it_is_a_pure_function_and_a_longer_plan_begins_with_the_shorter(
     assert beyond[len(two)].epoch == 2
 
 
+def test_a_heavier_pack_of_a_later_epoch_stays_there_so_that_a_longer_plan_begins_with_the_shorter() -> None:
+    """The forecast runs it before the first step; see tests/pains/test_14."""
+    rows, found = plan_rows(np.random.default_rng(0).integers(1, 100, 40)), 0
+    for seed in range(20):
+        short, long = (make_plan(rows, budget=Budget(rows=4), seed=seed, num_epochs=number) for number in (1, 4))
+        weights = pack_weights(long.num_tokens, long.num_patches)
+        first = weights[long.epochs == 0]
+        assert first[0] == first.max()
+        assert list(long)[: len(short)] == list(short)
+        found += weights.max() > first[0]
+    assert found > 5, "it is no rare case"
+
+
 def test_seeds_epochs_and_orders_differ() -> None:
     rows = plan_rows(np.arange(1, 101))
     budget = Budget(rows=4)

@@ -34,6 +34,12 @@ QUICK = {
     "eval": ("max_samples_per_benchmark=4", "max_new_tokens=4", "progress=false"),
 }
 """Overrides that make a command small; one that the page gives itself stays as it is, but for the number of steps."""
+FEWER = {
+    "optuna": "hydra.sweeper.num_trials=2",
+    "experiment=sweep_lr": "optim.lr=1e-3",
+    "experiment=slurm": "optim.lr=1e-3,2e-3",
+}
+"""What makes a sweep small, by what its command has in it."""
 KEPT = ("trainer.max_steps", "trainer.accelerator", "data.limit")
 
 
@@ -177,7 +183,7 @@ def small(name: str, arguments: list[str]) -> list[str]:
         if (key := override.split("=")[0]) not in given or key in KEPT
         if not (budget and key == "data.batch_size")
     ]
-    return [*arguments, *more]
+    return [*arguments, *more, *(word for part, word in FEWER.items() if any(part in one for one in arguments))]
 
 
 def environment(commands: Path) -> dict[str, str]:

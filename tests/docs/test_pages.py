@@ -225,6 +225,13 @@ def test_a_section_is_taken_as_it_stands_and_its_links_led_to_the_pages():
         docs_hooks.section("README.md", "Nothing")
 
 
+def test_every_section_of_the_readme_is_on_some_page():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md"))
+    shown = set(re.findall(r'<!-- include README.md "([^"]+)" -->', text)) | {"Options"}  # a page that is made
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^## (.*)$", readme, flags=re.MULTILINE)) - shown == set()
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'vlmkit[docs]'")

@@ -186,3 +186,17 @@ def test_bf16_autocast_is_close(conversations, checkpoint, processor):
     out.loss_sum.backward()
     assert abs(out.loss_sum.item() - exact) < 0.05 * exact
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_the_forward_never_asks_the_device_for_a_number(conversations, model, processor, monkeypatch):
+    """Segment lengths come as host integers, made in the workers: on CUDA, nothing waits in any layer."""
+    samples = [encode_example(told, processor, pixels="uint8") for told in conversations.values()]
+    batch = pack_samples(samples, processor, INFO)
+    assert all(isinstance(length, int) for key in ("seqlens", "vision_seqlens") for length in batch[key])
+
+    def asked(tensor, *_):
+        raise AssertionError("a tensor was read on the host")
+
+    for name in ("tolist", "item", "__int__", "__float__", "__bool__", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, asked)
+    model.hidden_states(batch)

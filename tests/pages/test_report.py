@@ -13,8 +13,10 @@ from tests.pages.test_inspection import CONTRAST
 from vlmkit.evaluation.aggregate import aggregate
 from vlmkit.evaluation.benchmarks.jsonl import JsonlBenchmark
 from vlmkit.evaluation.comparison import compare, read_evaluation
+from vlmkit.evaluation.provenance import scored_with
 from vlmkit.evaluation.records import replace_records
 from vlmkit.evaluation.report import write_reports
+from vlmkit.pages.answers import pictures_of_page
 from vlmkit.pages.comparison import write_comparison
 from vlmkit.pages.report import write_report
 
@@ -196,6 +198,71 @@ def test_the_comparison_shows_the_cases_that_changed(compared, browser):
         opened.resize(360, 700)
         opened.settle()
         assert opened.ask("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_images_that_are_no_files_come_from_the_reports(tmp_path):
+    """As with every benchmark of a data set: its images are bytes."""
+    cases = benchmark(tmp_path, 10)
+    for name in "ab":
+        evaluated(tmp_path / name, cases, offset="ab".index(name))
+        path = tmp_path / name / "drawn" / "records.jsonl"
+        rows = [json.loads(line) for line in path.read_text().split("\n") if line]
+        replace_records(path, [row | {"media": [f"sha256:{row['id']} (7 bytes)"]} for row in rows])
+    found = [read_evaluation(tmp_path / name) for name in "ab"]
+    differences = compare(*found, seed=0)
+    page = write_comparison(tmp_path / "compare.html", *found, differences, max_pictures=10)
+    assert len(numbers(page, "pictures")) == 3
+    assert all(len(case["pictures"]) == 1 for case in numbers(page, "differences")[0]["cases"])
+    assert numbers(write_comparison(page, *found, differences, max_pictures=0), "pictures") == []
+    for name in "ab":
+        (tmp_path / name / "report.html").write_text('<script type="application/json" id="data-benchmarks">[{"na')
+    page = write_comparison(tmp_path / "compare.html", *found, differences, max_pictures=10)
+    assert numbers(page, "pictures") == []
+
+
+def test_a_page_that_was_tampered_with_gives_no_address(tmp_path):
+    page = tmp_path / "report.html"
+    told = [{"name": "drawn", "cases": [{"id": "1", "pictures": [0]}, {"id": "2", "pictures": [1]}]}]
+    uris = ["https://elsewhere/x.png", "data:image/png;base64,AAAA"]
+    page.write_text("".join(
+        f'<script type="application/json" id="data-{name}">{json.dumps(data)}</script>'
+        for name, data in (("benchmarks", told), ("pictures", uris))
+    ))  # fmt: skip
+    assert pictures_of_page(page, "drawn") == {"2": ["data:image/png;base64,AAAA"]}
+    assert pictures_of_page(page, "other") == {}
+    assert pictures_of_page(tmp_path / "gone.html", "drawn") == {}
+
+
+@pytest.mark.slow
+def test_how_a_score_was_made_can_be_unfolded(tmp_path, browser):
+    cases = benchmark(tmp_path, 10)
+    records = answered(cases)
+    made = {
+        "backend": "hf", "template": "0123456789ab", "pixel_limits": {"image_max_pixels": 1024, "video_fps": None},
+        "decoding": {"strategy": "greedy", "max_new_tokens": 8, "dtype": None},
+    } | scored_with(records, protocol="vlmkit", preset="paper, changed: prompt_suffix")  # fmt: skip
+    figures = {"drawn": made | aggregate(cases, records)}
+    page = write_report(
+        tmp_path, checkpoint={"path": "model", "weights": "ab" * 32}, figures=figures, records={"drawn": records},
+        benchmarks=[cases], max_pictures=3,
+    )  # fmt: skip
+    with browser.page(page, width=360) as opened:
+        assert opened.faults == []
+        opened.point(".made summary", click=True)
+        text = opened.ask("document.querySelector('.made').innerText")
+        for told in (
+            "paper, changed: prompt_suffix",
+            "0123456789ab",
+            "image max pixels 1024",
+            "max new tokens 8",
+            "20.0 %",
+        ):
+            assert told in text, told
+        assert "video fps" not in text
+        assert "none" in text
+        assert opened.ask("document.getElementById('origin').textContent").endswith("weights abababababab…")
+        assert opened.ask("document.documentElement.scrollWidth <= innerWidth")
+        assert opened.ask(CONTRAST) >= 4.5
 
 
 def test_the_comparison_s_data_are_whole(compared):

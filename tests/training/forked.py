@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -17,23 +18,80 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.training.forked_imports"])
 
 
-def start(*overrides: str, output: Path, first: Callable[[], None] | None = None) -> BaseProcess:
+def start(
+    *overrides: str,
+    output: Path,
+    first: Callable[[], None] | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> BaseProcess:
     """Start `vlmkit-train`; what it prints goes to a file.
 
     Args:
         overrides: Of the command line.
         output: File for what it prints.
         first: Called in the process before the command.
+        variables: Of its environment, beside those of this process.
     """
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY)])
-    process = _context.Process(target=_main, args=(overrides, str(output), dict(os.environ), first))
+    process = _context.Process(target=_main, args=(overrides, str(output), {**os.environ, **(variables or {})}, first))
     process.start()
     return process
 
 
-def run(*overrides: str, output: Path, status: int = 0) -> str:
+def start_ranks(
+    trainer: str, *overrides: str, output: Path, first: Callable[[], None] | None = None
+) -> list[BaseProcess]:
+    """Start two ranks of one run, as a launcher would; rank N prints to `<output>.N`.
+
+    Args:
+        trainer: Option of `trainer=`.
+        overrides: Of the command line.
+        output: What is printed goes beside it.
+        first: Called in both processes before the command; `LOCAL_RANK` is set.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": "2", "VLMKIT_LAUNCH": str(port),
+    }  # fmt: skip
+    more = [f"trainer={trainer}", "trainer.devices=2", "trainer.accelerator=cpu"]
+    return [
+        start(
+            *overrides,
+            *more,
+            output=output.with_name(f"{output.name}.{rank}"),
+            first=first,
+            variables={**shared, "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+
+
+def end_ranks(ranks: list[BaseProcess], *, output: Path, status: int = 0) -> list[str]:
+    """Wait for both ranks; what each printed. One that does not end in time is killed, and told."""
+    for rank in ranks:
+        rank.join(120)
+    late = [number for number, rank in enumerate(ranks) if rank.is_alive()]
+    for rank in ranks:
+        rank.kill()
+        rank.join()
+    told = [output.with_name(f"{output.name}.{number}").read_text() for number in range(len(ranks))]
+    assert not late, f"ranks {late} hang:\n" + "\n".join(told)
+    assert [rank.exitcode for rank in ranks] == [status] * len(ranks), "\n".join(told)
+    return told
+
+
+def run_ranks(
+    trainer: str, *overrides: str, output: Path, first: Callable[[], None] | None = None, status: int = 0
+) -> list[str]:
+    """Run two ranks to their end; what each printed."""
+    return end_ranks(start_ranks(trainer, *overrides, output=output, first=first), output=output, status=status)
+
+
+def run(*overrides: str, output: Path, status: int = 0, variables: Mapping[str, str] | None = None) -> str:
     """Run it to its end; what it printed."""
-    process = start(*overrides, output=output)
+    process = start(*overrides, output=output, variables=variables)
     process.join(120)
     assert process.exitcode == status, output.read_text()
     return output.read_text()

@@ -19,8 +19,15 @@ from vlmkit.errors import CheckpointError
 from vlmkit.model.assembly import WholeCheckpoint
 from vlmkit.model.packed import PackedVLM
 from vlmkit.processing.encode import encode_example
-from vlmkit.training.shards import load_whole, remove_checkpoint
-from vlmkit.training.strategy import shard_rows
+from vlmkit.training.shards import (
+    NAMED,
+    check_whole,
+    in_order,
+    load_weights,
+    read_whole,
+    remove_checkpoint,
+    shard_rows,
+)
 
 STAGE1 = ["vision_encoder", "language_model"]
 SCENARIOS = {
@@ -124,16 +131,50 @@ def test_clipped_and_updated_weights_equal_ddps(told):
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-10, msg=name)
 
 
-def test_a_sharded_checkpoint_is_read_whole_in_one_process(told, untied, processor):
-    place = told["folder"] / "untied"
+@pytest.fixture
+def one_process(untied, processor):
     hf = WholeCheckpoint(path=untied, processor=None).build(dtype=torch.float64).model
-    model = PackedVLM(hf, pixel_mean=processor.pixel_mean, pixel_std=processor.pixel_std)
-    load_whole(place / "step-000001.ckpt", model)
-    before = torch.load(place / "before.pt")["model"]
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-    hf.model.visual.requires_grad_(False)
+    return PackedVLM(hf, pixel_mean=processor.pixel_mean, pixel_std=processor.pixel_std)
+
+
+@pytest.mark.parametrize("form", ["directory", "file"])
+def test_weights_of_either_form_are_read_in_one_process(told, one_process, form):
+    path = told["folder"] / "untied" / {"directory": "step-000001.ckpt", "file": "step-000002.ckpt"}[form]
+    load_weights(path, one_process)
+    before = torch.load(told["folder"] / "untied" / "before.pt")["model"]
+    assert all(torch.equal(parameter, before[name]) for name, parameter in one_process.named_parameters())
+    one_process.hf.model.visual.requires_grad_(False)
     with pytest.raises(CheckpointError, match=r"holds \d+ tensors that are not trained here"):
-        load_whole(place / "step-000001.ckpt", model)
+        load_weights(path, one_process)
+
+
+@pytest.mark.parametrize("head", ["tied", "untied"])
+def test_a_sharded_checkpoint_is_what_one_process_would_have_written(told, one_process, head):
+    """Weights and AdamW's state, bit for bit and in its order, whatever the order by name."""
+    content = read_whole(told["folder"] / head / "step-000001.ckpt")
+    before = torch.load(told["folder"] / head / "before.pt")
+    assert content["step"] == 1
+    assert content["state_dict"].keys() == before["model"].keys()
+    assert all(torch.equal(tensor, before["model"][name]) for name, tensor in content["state_dict"].items())
+    names = [list(before["model"])[1:], list(before["model"])[:1]]  # two groups, out of order
+    parameters = [[torch.nn.Parameter(before["model"][name].clone()) for name in group] for group in names]
+    optimizer = torch.optim.AdamW([{"params": group} for group in parameters], lr=0.5)
+    (named,) = content[NAMED]
+    optimizer.load_state_dict(in_order(named, names))
+    for group, kept in zip(names, parameters, strict=True):
+        for name, parameter in zip(group, kept, strict=True):
+            assert torch.equal(optimizer.state[parameter]["exp_avg"], before["moments"][name]), name
+            assert float(optimizer.state[parameter]["step"]) == 1
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-3]
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_a_directory_that_is_not_whole_is_refused(told, tmp_path):
+    (tmp_path / "step-000001.ckpt").mkdir()
+    (tmp_path / "step-000001.ckpt" / ".metadata").touch()
+    for read in (read_whole, check_whole):
+        with pytest.raises(CheckpointError, match=r"step-000001\.ckpt: not a whole sharded checkpoint \(it lacks meta"):
+            read(tmp_path / "step-000001.ckpt")
 
 
 @pytest.mark.parametrize(("num_rows", "shards"), [(7, [(0, 4), (4, 7)]), (1, [(0, 1), (1, 1)]), (8, [(0, 4), (4, 8)])])

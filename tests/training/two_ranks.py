@@ -50,7 +50,9 @@ def steps(rows: Path, checkpoint: Path, cache: Path, out: Path, scenarios: dict[
 
 
 def pairs(checkpoint: Path, batches: Path, out: Path) -> dict[str, float]:
-    """Largest difference from the mean of what each batch gives alone, for every pairing; and a round through a file."""
+    """Largest difference from the mean of what each batch gives alone, for every pairing; and rounds through a checkpoint
+    of either form.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.optim import AdamW
 
@@ -80,15 +82,30 @@ def pairs(checkpoint: Path, batches: Path, out: Path) -> dict[str, float]:
     save_shards(out / "step-000001.ckpt", module=model, optimizers=[optimizer], rest={"step": 1})
     before = {name: whole(p.detach()).clone() for name, p in model.named_parameters()}
     moments = {name: whole(optimizer.state[p]["exp_avg"]).clone() for name, p in model.named_parameters()}
-    optimizer.step()
-    rest = load_shards(out / "step-000001.ckpt", module=model, optimizers=[optimizer])
-    assert rest["step"] == 1
-    for name, p in model.named_parameters():
-        assert torch.equal(whole(p.detach()), before[name]), name
-        assert torch.equal(whole(optimizer.state[p]["exp_avg"]), moments[name]), name
     if dist.get_rank() == 0:
         torch.save({"model": before, "moments": moments}, out / "before.pt")
+        one_file(out / "step-000002.ckpt", before, moments)
+    dist.barrier()
+    for name in ("step-000001.ckpt", "step-000002.ckpt"):
+        optimizer.step()
+        rest = load_shards(out / name, module=model, optimizers=[optimizer])
+        assert rest["step"] == int(name[5:11])
+        for name, p in model.named_parameters():
+            assert torch.equal(whole(p.detach()), before[name]), name
+            assert torch.equal(whole(optimizer.state[p]["exp_avg"]), moments[name]), name
+            assert float(optimizer.state[p]["step"]) == 1
     return worst
+
+
+def one_file(path: Path, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]) -> None:
+    """What a run that does not share its model would have written: the same weights and moments, in AdamW's own order."""
+    state = {
+        number: {"step": torch.tensor(1.0), "exp_avg": moment, "exp_avg_sq": moment.square()}
+        for number, moment in enumerate(moments.values())
+    }
+    group = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "params": list(state)}
+    content = {"state_dict": weights, "optimizer_states": [{"state": state, "param_groups": [group]}], "step": 2}
+    torch.save(content, path)
 
 
 def gradients_of(model: Any, batch: Any) -> dict[str, torch.Tensor]:

@@ -24,6 +24,7 @@ ROOMS = {
     "processing": "Images, videos and templates",
     "model": "Models",
     "training": "Training",
+    "sweeps": "Sweeps",
     "generation": "Generation",
     "evaluation": "Evaluation",
     "pages": "Pages",

@@ -15,11 +15,15 @@ from vlmkit.config import conf_dir
 COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert", "chat", "doctor")
 LIKE_TRAIN = ("check", "inspect")
 """Commands whose yaml composes that of `vlmkit-train` and adds to it."""
-GROUPS = ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "backend", "eval")
+GROUPS = (
+    "model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "experiment", "hydra/sweeper",
+    "hydra/launcher", "backend", "eval",
+)  # fmt: skip
 _HEAD = ["| option | default | meaning |", "| --- | --- | --- |"]
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w@/]+):(?P<value>[^#]*?)(?:\s+#\s*(?P<meaning>.*))?$")
 _CHOICE = re.compile(r"^  - (?P<group>\w+): (?P<option>\w+)(?:\s+#\s*(?P<meaning>.*))?$", flags=re.MULTILINE)
-_NOT_SETTINGS = ("defaults", "hydra", "_target_")
+_SWEEPS = re.compile(r"^  - override /(?P<group>hydra/\w+): (?P<option>\w+)", flags=re.MULTILINE)
+_NOT_SETTINGS = ("defaults", "hydra", "_target_", "_recursive_")
 
 
 @dataclass
@@ -76,7 +80,7 @@ def _group(group: str) -> Iterator[str]:
 
 
 def _prefix(group: str) -> str:
-    return "benchmark_options.<name>." if group == "eval" else f"{group}."
+    return "benchmark_options.<name>." if group == "eval" else f"{group.replace('/', '.')}."
 
 
 def _files(group: str) -> list[Path]:
@@ -85,6 +89,9 @@ def _files(group: str) -> list[Path]:
 
 def _default_choice(group: str) -> tuple[str, list[str]]:
     """Which option of a group stands in the defaults, and the commands that use the group."""
+    if group.startswith("hydra/"):
+        text = (conf_dir() / "hydra" / "sweeps.yaml").read_text(encoding="utf-8")
+        return next(match["option"] for match in _SWEEPS.finditer(text) if match["group"] == group), ["train"]
     first, commands = "", list[str]()
     for command in COMMANDS:
         for match in _CHOICE.finditer(_with_included(command)):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 from vlmkit.config import build
 from vlmkit.errors import ConfigError
 from vlmkit.training.callbacks.steplog import wait_in_words
 
-_EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+_INSTALLED_BY = {"tensorboard": "'vlmkit[tensorboard]'", "mlflow": "'vlmkit[mlflow]'"}
 
 
 def make_loggers(nodes: DictConfig) -> list[Logger]:
@@ -29,12 +30,37 @@ def make_loggers(nodes: DictConfig) -> list[Logger]:
         try:
             made.append(build(node, cast(Any, Logger)))
         except ImportError as error:
-            package = _EXTRAS.get(str(name), str(name))
             raise ConfigError(
-                f"logger={name}: it needs the package {package}, which is not installed. pip install 'vlmkit[{package}]', or "
-                "choose logger=csv or logger=none (train.jsonl is always written)."
+                f"logger={name}: it needs the package {name}, which is not installed. pip install "
+                f"{_INSTALLED_BY.get(str(name), name)}, or choose logger=csv or logger=none (train.jsonl is always written)."
             ) from error
     return made
+
+
+@contextmanager
+def opened(loggers: Sequence[Logger]) -> Generator[None]:
+    """Let loggers open what they write to before anything is trained, and close it afterwards; on the first rank.
+
+    Raises:
+        ConfigError: one cannot: nobody has logged in, or its server or place cannot be reached.
+    """
+    for logger in loggers:
+        try:
+            _ = cast(Any, logger).experiment  # Lightning opens it when it is first asked for
+        except Exception as error:
+            told = (str(error).strip().splitlines() or [""])[0]
+            raise ConfigError(
+                f"logger: {type(logger).__name__} could not be started ({type(error).__name__}: {told}). Choose another logger=, "
+                "such as csv; for Weights & Biases log in with `wandb login`, or write to the disk with WANDB_MODE=offline."
+            ) from error
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):  # else the next job of a sweep would go on in the same run
+                logger.experiment.finish(exit_code=status)
 
 
 def end_table(report: Mapping[str, Any], groups: Mapping[str, tuple[int, float]], run_dir: Path) -> str:
@@ -71,6 +97,10 @@ def end_table(report: Mapping[str, Any], groups: Mapping[str, tuple[int, float]]
     if strange := report["losses"]["skipped_steps"] + report["losses"]["loss_spikes"]:
         rows.append(("strange losses", f"{strange}, in {run_dir / 'suspects.jsonl'}"))
     rows.append(("model", f"{run_dir / 'hf'} (reopened with plain transformers: same tensors, logits and text)"))
+    if (best := report["best"]) and best["export"]:
+        rows.append(
+            ("best model", f"{best['export']} ({best['metric']} {_number(best['value'])} at step {best['step']})")
+        )
     rows += [(name, str(run_dir / file)) for name, file in _FILES.items() if (run_dir / file).exists()]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name.ljust(width)}  {value}" for name, value in rows]

@@ -15,13 +15,16 @@ def main() -> None:
     run_command("vlmkit-train", "train", _task)
 
 
-def _task(config: DictConfig) -> None:
+def _task(config: DictConfig) -> float | None:
     run_dir = run_directory()
     from vlmkit.cli.quiet import hush
     from vlmkit.cli.training import train  # torch, transformers and lightning load here, not for --help
 
     hush()
     train(config, run_dir)
+    from vlmkit.sweeps.result import value_of
+
+    return value_of(run_dir, config.sweep.metric or config.save.best)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from vlmkit import __version__
 from vlmkit.batch import Batch
 from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
 from vlmkit.cli.ranks import launch_name, part, use_command
-from vlmkit.cli.telling import end_table, make_loggers
+from vlmkit.cli.telling import end_table, make_loggers, opened
 from vlmkit.cli.validating import held_out_data, make_data, make_validator
 from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over, this_job
 from vlmkit.data.datamodule import PackedDataModule
@@ -40,6 +40,7 @@ from vlmkit.model.parts import set_checkpointing
 from vlmkit.pages.curves import draw_curves
 from vlmkit.processing.processor import Processor, load_processor
 from vlmkit.storage import is_full, written_aside
+from vlmkit.training.callbacks.average import WeightAverage
 from vlmkit.training.callbacks.bad_media import BadMedia
 from vlmkit.training.callbacks.checkpointer import Checkpointer
 from vlmkit.training.callbacks.guard import GuardSettings, LossGuard
@@ -51,13 +52,15 @@ from vlmkit.training.callbacks.validator import Validator
 from vlmkit.training.flops import FlopCount, count_flops, peak_flops
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
-from vlmkit.training.shards import check_form, gather_model, load_whole
-from vlmkit.training.state import RunState, checkpoint_name, find_checkpoint, newest_checkpoint, read_state
+from vlmkit.training.proof import probe_losses, prove_collected
+from vlmkit.training.shards import check_whole, gather_model, is_shared, load_weights
+from vlmkit.training.state import RunState, checkpoint_name, find_checkpoint, meta_file, newest_checkpoint, read_state
 from vlmkit.training.steplines import read_lines
-from vlmkit.training.strategy import ShardedStrategy
 from vlmkit.training.together import together
 
 TAKEN_OVER = ("data", "model")
+BEST = Path("checkpoints", "hf_best")
+"""Where a run exports what is best by `save.best`."""
 _OURS = ("attn_implementation", "gradient_checkpointing", "compile", "kernels", "lora")
 """Settings of `model` that concern training, not how the model is made."""
 _DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64}
@@ -98,7 +101,8 @@ def train(config: DictConfig, run_dir: Path) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     started = time.perf_counter()
     check_numbers(config)
-    check_replaceable(run_dir / "hf")  # not found out after the training
+    for place in ("hf", BEST):
+        check_replaceable(run_dir / place)  # not found out after the training
     config = with_starting_weights(config)
     L.seed_everything(config.seed, verbose=False)
     run = wire(config, run_dir)
@@ -128,31 +132,69 @@ def fit_and_export(run: Run, started: float) -> str | None:
     watchers = add_callbacks(run, module)
     if run.data.steps(run.trainer.world_size, run.accumulate).packs.size == 0:
         print(f"Nothing is left to train: {run.checkpoint} is at the end of its plan.")
-        load_trained(module, run.checkpoint)
-        watchers.log.take_up()
-        run.bad_media.take_up(cast(Path, run.checkpoint))
+        take_up_end(run, module, watchers)
     else:
-        run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
+        with opened(run.trainer.loggers if first_rank else []):
+            run.trainer.fit(module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
     if (stopped_by := watchers.checkpointer.stopped_by) is not None:
         run.interrupted = (
             f"{stopped_by}: saved after step {watchers.checkpointer.step} in {watchers.checkpointer.directory}. Continue with "
             f"run_dir={run.run_dir} resume_from=auto."
         )
         return None
-    model = gather_model(module.packed.hf, merge=run.lora.merge if run.lora else None)
+    export(run, module, run.run_dir / "hf", trained={})
+    best = export_best(run, module, watchers.validator)
     if not run.trainer.is_global_zero:
         return None
-    assert model is not None
-    if run.lora and not isinstance(run.trainer.strategy, ShardedStrategy):
-        prove_merge(module.packed.hf, model)
-    export = save_hf(model=model, processor=run.processor, directory=run.run_dir / "hf", provenance=provenance(run))
-    prove_export(export, model=model, processor=run.processor)
-    report = make_report(run, watchers, time.perf_counter() - started)
+    report = make_report(run, watchers, best=best, seconds=time.perf_counter() - started)
     with written_aside(run.run_dir / "report.json") as aside:
         aside.write_text(json.dumps(report, indent=1, default=str) + "\n")
     lines, validations = (read_lines(run.run_dir / name) for name in ("train.jsonl", "validation.jsonl"))
     draw_curves(lines, validations, run.run_dir / "curves.png")
     return end_table(report, trained_groups(module), run.run_dir)
+
+
+def export(run: Run, module: TrainingModule, directory: Path, *, trained: dict[str, Any]) -> None:
+    """Write the model as it stands, and prove what was written; every rank must call.
+
+    Args:
+        run: What is exported.
+        module: Holds its weights.
+        directory: Of the export.
+        trained: For `vlmkit.json`: what else is to be said of how it was trained.
+    """
+    shared = is_shared(module)
+    losses = probe_losses(module, run.processor, run.trainer.precision_plugin.forward_context()) if shared else None
+    model = gather_model(module.packed.hf, merge=run.lora.merge if run.lora else None)
+    if model is None or not run.trainer.is_global_zero:
+        return
+    if run.lora and not shared:
+        prove_merge(module.packed.hf, model)
+    told = provenance(run)
+    told["trained"] |= trained
+    save_hf(model=model, processor=run.processor, directory=directory, provenance=told)
+    prove_export(directory, model=model, processor=run.processor)
+    if losses is not None:
+        worst = prove_collected(model, losses, run.processor)
+        print(f"{directory}: collected from {run.trainer.world_size} ranks; losses of a probe differ by {worst:.1g}.")
+
+
+def export_best(run: Run, module: TrainingModule, validator: Validator | None) -> Path | None:
+    """Export the checkpoint that is best by `save.best` as well; every rank must call. The weights are its afterwards.
+
+    Returns:
+        The directory; None where there is no best one, or it is gone.
+    """
+    if validator is None or validator.best_step is None:
+        return None
+    checkpoint = run.run_dir / "checkpoints" / checkpoint_name(validator.best_step)
+    if not checkpoint.exists():  # deleted by hand: the run itself is whole
+        print(f"save.best: {checkpoint} is gone, so {BEST} is not written.")
+        return None
+    load_weights(checkpoint, module, averages=module.exports_averages)
+    told = {"metric": validator.best, "value": validator.best_value, "step": validator.best_step}
+    export(run, module, run.run_dir / BEST, trained={"best": told})
+    return run.run_dir / BEST
 
 
 @contextmanager
@@ -235,7 +277,7 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
             print(f"Allowed by init_allow: {difference}")
     trainer = make_trainer(config, run_dir)
     if checkpoint:
-        check_form(checkpoint, shared=isinstance(trainer.strategy, ShardedStrategy))
+        check_whole(checkpoint)
     return Run(
         config=config,
         run_dir=run_dir,
@@ -403,8 +445,10 @@ def optimizer_node(node: DictConfig) -> DictConfig:
     """`optim`, with an optimiser it names left to be made once there are parameters."""
     if node.optimizer is None:
         return node
-    partial = OmegaConf.create({"optimizer": {"_partial_": True}})
-    return cast(DictConfig, OmegaConf.merge(node, partial))
+    made_later = node.copy()
+    with open_dict(made_later):  # a composed config takes no new keys
+        made_later.optimizer["_partial_"] = True
+    return made_later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,6 +516,7 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         trainer=run.trainer,
         module=module,
         processor=run.processor,
+        data=data,
         held_out=held_out_data(run.config, data, run.processor),
         save=checkpointer.save,
         paused=step_log.pause,
@@ -493,15 +538,18 @@ def trained_groups(module: TrainingModule) -> dict[str, tuple[int, float]]:
     return found
 
 
-def load_trained(module: TrainingModule, checkpoint: Path | None) -> None:
-    """Make the model with the weights of a finished run's checkpoint."""
-    assert checkpoint is not None
+def take_up_end(run: Run, module: TrainingModule, watchers: Watchers) -> None:
+    """Stand where a run stood when it had trained all of its plan: weights, and what its observers have counted."""
+    assert run.checkpoint is not None
+    callbacks: list[Callback] = cast(Any, run.trainer).callbacks
     module.configure_model()
-    if checkpoint.is_dir():
-        load_whole(checkpoint, module)
-        return
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    module.load_state_dict(content["state_dict"], strict=False)
+    module.exports_averages = any(isinstance(one, WeightAverage) and one.export for one in callbacks)
+    load_weights(run.checkpoint, module, averages=module.exports_averages)
+    content = torch.load(meta_file(run.checkpoint), map_location="cpu", mmap=True, weights_only=True)
+    for one in callbacks:
+        if (state := content["callbacks"].get(one.state_key)) is not None:
+            one.load_state_dict(state)
+    watchers.log.take_up()
 
 
 def provenance(run: Run) -> dict[str, Any]:
@@ -524,7 +572,7 @@ def packs_trained(run: Run) -> int:
     return steps.num_consumed(max(0, run.trainer.global_step - run.data.start_step))
 
 
-def make_report(run: Run, watchers: Watchers, seconds: float) -> dict[str, Any]:
+def make_report(run: Run, watchers: Watchers, *, best: Path | None, seconds: float) -> dict[str, Any]:
     """For `report.json`: what became of every row, what was trained on, and with what."""
     receipts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, GradientReceipt)]
     forecasts = [one.report() for one in cast(Any, run.trainer).callbacks if isinstance(one, StartForecast)]
@@ -539,7 +587,7 @@ def make_report(run: Run, watchers: Watchers, seconds: float) -> dict[str, Any]:
         "trained_on": watchers.log.totals,
         "last": watchers.log.last,
         "losses": watchers.guard.report(),
-        "best": watchers.validator.report() if watchers.validator else None,
+        "best": watchers.validator.report() | {"export": best} if watchers.validator else None,
         "receipt": receipts[0] if receipts else None,
         "forecast": forecasts[0] if forecasts else None,
         "seconds": seconds,

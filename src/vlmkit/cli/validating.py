@@ -62,6 +62,7 @@ def make_validator(
     trainer: L.Trainer,
     module: TrainingModule,
     processor: Processor,
+    data: PackedDataModule,
     held_out: PackedDataModule | None,
     save: Callable[[L.Trainer], object],
     paused: Callable[[float], None],
@@ -96,7 +97,8 @@ def make_validator(
         others: list[Callable[[int], dict[str, float]]] = [benchmarks] if benchmarks is not None else []
         if held_out is not None and config.validate.samples and not sharded:
             others.append(_previews(config, run_dir, trainer, module, processor, held_out))
-        return Measures(loader=loader, others=others)
+        index = held_out.index if held_out is not None else data.index
+        return Measures(loader=loader, others=others, where=lambda row: str(index.origin(row)))
 
     return Validator(
         run_dir=run_dir,
@@ -120,6 +122,10 @@ def _benchmarks(config: DictConfig, run_dir: Path, module: TrainingModule, proce
     from vlmkit.generation.live import LiveBackend
 
     made = [build(node, cast(Any, Benchmark)) for node in nodes.values()]
+    if stuck := [one.name for one in made if one.judge == "required"]:
+        raise ConfigError(
+            f"validate.benchmarks: {', '.join(stuck)} has no score without a judge, and none is asked while training. Leave it out."
+        )
     params = GenerationParams(max_new_tokens=config.validate.max_new_tokens, batch_size=config.validate.batch_size)
     settings = RunSettings(
         output_dir=run_dir / "validation",

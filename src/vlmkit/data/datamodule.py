@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from vlmkit.data.manifest import resolve_sources, row_id
 from vlmkit.data.overlong import OVERLONG, Overlong
 from vlmkit.data.packing import Budget
 from vlmkit.data.plan import Order, Plan, PlanRows, make_plan, rows_over
-from vlmkit.data.workers import settle_worker
+from vlmkit.data.workers import start_server, start_worker
 from vlmkit.errors import ConfigError, DataError
 from vlmkit.processing.encode import Pixels
 from vlmkit.processing.media import PixelBudget
@@ -270,12 +269,14 @@ class PackedDataModule(L.LightningDataModule):
         assert self.held_out_plan is not None
         slots = deal(self.held_out_plan, num_ranks=num_ranks, accumulate=1).slots(rank)
         workers = min(self.num_workers, 2)
+        if workers:
+            start_server()
         return PlanLoader(
             PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits),
             sampler=SlotSampler(slots, num_done=0),
             batch_size=None,
             num_workers=workers,
-            worker_init_fn=_start_worker if workers else None,
+            worker_init_fn=start_worker if workers else None,
             multiprocessing_context="forkserver" if workers else None,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -286,12 +287,14 @@ class PackedDataModule(L.LightningDataModule):
         assert self.trainer is not None
         accumulate = self.trainer.accumulate_grad_batches
         slots = self.steps(self.trainer.world_size, accumulate).slots(self.trainer.global_rank)
+        if self.num_workers:
+            start_server()
         return PlanLoader(
             self.pack_dataset(),
             sampler=SlotSampler(slots, num_done=self.start_step * accumulate),
             batch_size=None,
             num_workers=self.num_workers,
-            worker_init_fn=_start_worker if self.num_workers else None,
+            worker_init_fn=start_worker if self.num_workers else None,
             multiprocessing_context="forkserver" if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -357,13 +360,6 @@ class PackedDataModule(L.LightningDataModule):
             f"data.patches_per_batch={self.pack_budget.patches}). {len(over)} of {len(rows)} rows do not fit. Raise "
             "these, lower data.image_max_pixels, or drop long rows by data.max_tokens and data.overlong=drop."
         )
-
-
-def _start_worker(number: int) -> None:
-    """A worker as every one is; and signals to the whole job are the main process's business."""
-    settle_worker(number)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _packed_contents(index: Index, processor: Processor) -> list[str]:

@@ -122,7 +122,10 @@ def make_plan(
         order: `shuffled`; `grouped` (shuffled, but with rows of like length in a pack); `sequential` (as the
             manifests have them, every epoch the same).
         heaviest_first: Change places between the first pack and the heaviest of its epoch, so that memory that
-            does not suffice is found out at once.
+            does not suffice is found out at once. Not the heaviest of all epochs: each epoch has its own rows once, and a
+            longer plan must begin with the packs of a shorter one, or a run could not be resumed with more epochs, nor
+            with `max_packs` on another number of ranks. That one is run by the forecast, before the first step of every
+            start of a run.
         weights: How often the rows of each source are seen in an epoch; None: once.
         contents: What else the rows depend on, such as hashes of the manifests; goes into the key.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlmkit.evaluation.aggregate import aggregate
 from vlmkit.evaluation.benchmark import Benchmark
+from vlmkit.evaluation.report import write_reports
 from vlmkit.evaluation.runner import RunSettings, run_benchmark
 from vlmkit.generation.backend import GenerationBackend
 
@@ -18,7 +19,7 @@ class LiveBenchmarks:
     Args:
         benchmarks: What is asked.
         make_backend: Makes what answers, as the model stands after so many steps.
-        settings: Cases, decoding, and where records go: `<output_dir>/step-N/<benchmark>/records.jsonl`.
+        settings: Cases, decoding, and where the evaluation directory of each step goes: `<output_dir>/step-N`.
     """
 
     def __init__(
@@ -42,7 +43,8 @@ class LiveBenchmarks:
         backend = self.make_backend(step)
         place: Path = self.settings.output_dir / f"step-{step:06d}"
         settings = replace(self.settings, output_dir=place)
+        figures = {one.name: aggregate(one, run_benchmark(one, backend, settings)) for one in self.benchmarks}
+        write_reports(place, checkpoint=backend.identity, benchmarks=figures)
         return {
-            name: float(aggregate(one, run_benchmark(one, backend, settings))["score"])
-            for name, one in zip(self.metrics, self.benchmarks, strict=True)
+            name: float(figures[one.name]["score"]) for name, one in zip(self.metrics, self.benchmarks, strict=True)
         }

@@ -179,12 +179,19 @@ def sign_flips(sums: NDArray[np.float64], *, seed: int, num_draws: int = 10_000)
     return (1 + as_large) / (1 + num_draws // 100 * 100)
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment of several p."""
+def holm(values: Sequence[float], *, num_tests: int | None = None) -> list[float]:
+    """Holm's step-down adjustment of several p.
+
+    Args:
+        values: The p.
+        num_tests: How many tests there are, where `values` are of some of them; the adjusted p are upper bounds then.
+            None: those of `values`.
+    """
+    total = len(values) if num_tests is None else num_tests
     adjusted = [1.0] * len(values)
     highest = 0.0
     for place, number in enumerate(sorted(range(len(values)), key=lambda number: values[number])):
-        highest = max(highest, min(1.0, (len(values) - place) * values[number]))
+        highest = max(highest, min(1.0, (total - place) * values[number]))
         adjusted[number] = highest
     return adjusted
 

@@ -126,7 +126,7 @@ def open_rows(place: DataPlace) -> Rows:
         return _from_parquet(files, place)
     if place.apart and (lists := sorted(folder.rglob(f"{place.config}.json"))):
         return _from_json(lists[0], place)
-    if saved := [path.parent for path in sorted(folder.rglob("dataset_info.json"))]:
+    if saved := [path.parent for path in _own(sorted(folder.rglob("dataset_info.json")), place)]:
         return _from_saved(_chosen(saved, place), place)
     raise ConfigError(
         f"data_root={place.data_root}: no Parquet files for {place.name} in {folder}, nor a TSV file"
@@ -181,6 +181,14 @@ def _part(place: DataPlace) -> str:
     return f"config {place.config}, split {place.split}" if place.config else f"split {place.split}"
 
 
+def _own(files: Sequence[Path], place: DataPlace) -> list[Path]:
+    """The files that are this benchmark's: all in a folder of its name, else none of a folder that may be another's."""
+    if place.folder.name == place.name:
+        return list(files)
+    plain = {"data", "default", place.config, place.split}
+    return [path for path in files if plain.issuperset(path.relative_to(place.folder).parts[:-1])]
+
+
 # --- Parquet ----------------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +198,7 @@ def _parquet_files(place: DataPlace, folder: Path) -> list[Path]:
     Raises:
         ConfigError: there are files, all of other splits.
     """
-    files = sorted(folder.rglob("*.parquet"))
+    files = _own(sorted(folder.rglob("*.parquet")), place)
     if place.config:
         mine = [path for path in files if place.config in path.relative_to(folder).parts]
         files = mine if place.apart else mine or files

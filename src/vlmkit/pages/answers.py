@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,30 @@ class Pictures:
             self._numbers[key] = None if uri is None else len(self.uris)
             self.uris += [] if uri is None else [uri]
         return self._numbers[key]
+
+    def take(self, uri: str) -> int:
+        """Place of a copy that another page has made."""
+        key = hashlib.sha256(uri.encode()).digest()
+        if (number := self._numbers.get(key)) is None:
+            number = self._numbers[key] = len(self.uris)
+            self.uris.append(uri)
+        return number
+
+
+def pictures_of_page(page: Path, benchmark: str) -> dict[str, list[str]]:
+    """The small copies of images in an evaluation's `report.html`, by case id; none where there is no such page."""
+    try:
+        text = page.read_text(encoding="utf-8")
+        told, uris = (json.loads(_DATA[name].split(text, 1)[1].split("</script>", 1)[0]) for name in _DATA)
+        cases: list[dict[str, Any]] = next(one["cases"] for one in told if one["name"] == benchmark)
+        found = {str(case["id"]): [str(uris[number]) for number in case["pictures"]] for case in cases}
+    except (OSError, ValueError, LookupError, TypeError, StopIteration):
+        return {}
+    return {case: kept for case, copies in found.items() if (kept := [one for one in copies if one.startswith(_COPY)])}
+
+
+_DATA = {name: re.compile(f'<script type="application/json" id="data-{name}">') for name in ("benchmarks", "pictures")}
+_COPY = "data:image/"
 
 
 def embed(
@@ -114,6 +139,7 @@ def told_case(record: Record, pictures: Sequence[int]) -> dict[str, Any]:
 def told_answer(record: Record) -> dict[str, Any]:
     """What is shown of the answer of a record."""
     outcome = record.get("outcome")
+    judgement = record.get("judgement") or {}
     return {
         "answer": _shortened(str(record.get("answer") or "")),
         "extracted": as_text(record.get("extracted")),
@@ -121,7 +147,8 @@ def told_answer(record: Record) -> dict[str, Any]:
         "outcome": outcome if outcome in OUTCOMES else "failed",
         "tokens": finite(record.get("tokens")),
         "seconds": finite(record.get("seconds")),
-        "error": str(record.get("error") or ""),
+        "error": str(record.get("error") or judgement.get("error") or ""),
+        "judged": _shortened("\n".join(map(str, judgement.get("replies") or ()))),
     }
 
 

@@ -145,6 +145,8 @@ def serve(name: str) -> None:
     """Answer requests from standard input until it closes."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not come between
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # signals to the whole job are the main process's business
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # even a hung reader ends with its parent
     reader = READERS[name]()

@@ -18,10 +18,11 @@ from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import PARTS, Part, part_of, restore_rotary_buffers
 from vlmkit.training.loss import scaled_loss
 from vlmkit.training.optim import Group, OptimizerPlan, make_optimizer, make_schedule, parameter_groups
+from vlmkit.training.shards import AVERAGES, NAMED, in_order
 from vlmkit.training.strategy import ShardedStrategy
 
-AVERAGES = "averages"
-"""Where a checkpoint keeps running averages of weights."""
+_HF = "model.hf."
+"""What stands before the name of a parameter of the stock model."""
 
 
 class TrainingModule(L.LightningModule):
@@ -52,7 +53,9 @@ class TrainingModule(L.LightningModule):
         self.make_model = make_model
         self.make_sketch = make_sketch
         self.lora = lora
-        self.averages: dict[str, Tensor] = {}  # running averages of what is trained; see callbacks/average.py
+        # Running averages of what is trained, and whether they are what the run makes; see callbacks/average.py.
+        self.averages: dict[str, Tensor] | None = None
+        self.exports_averages = False
         self.freeze_policy = freeze
         self.optimizer_plan = optimizer_plan
         self.count_steps = count_steps
@@ -146,8 +149,10 @@ class TrainingModule(L.LightningModule):
         """
         if isinstance(self.trainer.strategy, ShardedStrategy):
             return  # it checked the names itself
-        for name, average in checkpoint.get(AVERAGES, {}).items():
-            self.averages[name] = average.to(self.device)
+        if NAMED in checkpoint:
+            self._take_named(checkpoint)
+        if self.averages is not None:
+            self.averages = {name: average.to(self.device) for name, average in checkpoint.get(AVERAGES, {}).items()}
         found, wanted = set(checkpoint["state_dict"]), self._trained_keys()
         if found != wanted:
             raise RuntimeError(
@@ -155,6 +160,17 @@ class TrainingModule(L.LightningModule):
                 f"(first: {min(found - wanted, default='-')}) and lacks {len(wanted - found)} that are "
                 f"(first: {min(wanted - found, default='-')})."
             )
+
+    def _take_named(self, checkpoint: dict[str, Any]) -> None:
+        """Make of what a sharded checkpoint held what a file would have held: tied names too, optimisers in order."""
+        state = checkpoint["state_dict"]
+        held = {id(parameter): state[name] for name, parameter in self.named_parameters() if name in state}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if id(parameter) in held:
+                state[name] = held[id(parameter)]
+        groups = parameter_groups(self.packed.hf.named_parameters(), self.optimizer_plan)
+        names = [[f"{_HF}{name}" for name, _ in group.parameters] for group in groups]
+        checkpoint["optimizer_states"] = [in_order(named, names) for named in checkpoint.pop(NAMED)]
 
     def _trained_keys(self) -> set[str]:
         """Names in the state dict of trained tensors; a tied head counts with the embeddings it shares."""

@@ -1,21 +1,25 @@
 """Tensors that several ranks share: checkpoints of them, their sums, and the whole of them on one rank.
 
 A sharded checkpoint is a directory with the same name as a single file would have. It holds trained tensors and the
-optimiser's state of them in PyTorch's distributed format, and `meta.pt` with everything else.
+optimiser's state of them in PyTorch's distributed format, by name, and `meta.pt` with everything else. Either form is
+read by either kind of run: `load_shards` takes a rank's part of both, `read_whole` makes a file's content of a directory.
 """
 
 from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -23,14 +27,20 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from vlmkit.errors import CheckpointError
 from vlmkit.storage import sync_to_disk
+from vlmkit.training.ranks import gather
 from vlmkit.training.state import META_FILE
 
 _TENSORS_FILE = ".metadata"
+AVERAGES = "averages"
+"""Where a checkpoint, of either form, keeps running averages of weights."""
+NAMED = "optimizers_by_name"
+"""Where `read_whole` puts the optimisers' state: their order is known to the model that it is read into."""
 Merge = Callable[[Iterable[tuple[str, Tensor]]], dict[str, Tensor]]
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -38,6 +48,11 @@ _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 def is_sharded(path: Path) -> bool:
     """Whether a path is a finished sharded checkpoint."""
     return (path / META_FILE).is_file() and (path / _TENSORS_FILE).is_file()
+
+
+def is_shared(module: nn.Module) -> bool:
+    """Whether ranks share the parameters of a model."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -64,73 +79,159 @@ def save_shards(path: Path, *, module: nn.Module, optimizers: Sequence[Optimizer
         module: Its trained parameters are written.
         optimizers: Their state is written.
         rest: Plain values and small tensors, written by rank 0.
+
+    Raises:
+        OSError, CheckpointException: the disk of any rank refuses it; on every rank.
     """
-    first = dist.get_rank() == 0
-    if first:
+
+    def begin() -> None:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
-    dist.barrier()
-    save(_state(module, optimizers), checkpoint_id=path)
-    if first:
+
+    def finish() -> None:
         torch.save(rest, path / META_FILE)
         sync_to_disk(path / META_FILE)
         sync_to_disk(path)
-    dist.barrier()
+
+    _by_first(begin)
+    save(_state(module, optimizers), checkpoint_id=path)
+    _by_first(finish)
+
+
+def _by_first(write: Callable[[], object]) -> None:
+    """Let rank 0 write; what goes wrong is raised on every rank, so that none waits for another."""
+    error = None
+    if dist.get_rank() == 0:
+        try:
+            write()
+        except (OSError, RuntimeError) as found:  # torch's writer of archives turns the former into the latter
+            error = str(found)
+    if (told := gather(error)[0]) is not None:
+        raise OSError(told)
 
 
 def load_shards(path: Path, *, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """Read a sharded checkpoint into a sharded model, on any number of ranks; every rank must call.
+    """Read a checkpoint of either form into a sharded model, on any number of ranks; every rank must call.
 
     Returns:
         The rest, and under `state_dict` the names of what was read (their values are in the model already).
 
     Raises:
-        CheckpointError: not a sharded checkpoint, or of other tensors.
+        CheckpointError: not a whole checkpoint, or of other tensors.
     """
-    check_form(path, shared=True)
+    check_whole(path)
+    if not path.is_dir():
+        return _load_parts(path, module=module, optimizers=optimizers)
     rest: dict[str, Any] = torch.load(path / META_FILE, map_location="cpu", weights_only=True)
     state = _state(module, optimizers)
     told = check_names(path, set(state["model"]))
-    if not any(name.startswith("averages.") for name in told):
-        state.pop("averages", None)  # averaging starts with this run
+    if not any(name.startswith(f"{AVERAGES}.") for name in told):
+        state.pop(AVERAGES, None)  # averaging starts with this run
     load(state, checkpoint_id=path)
     for number, optimizer in enumerate(optimizers):
         set_optimizer_state_dict(module, optimizer, optim_state_dict=state[f"optimizer_{number}"], options=_FLAT)
     return {**rest, "state_dict": dict.fromkeys(state["model"]), "optimizer_states": []}
 
 
-def load_whole(path: Path, module: nn.Module) -> None:
-    """Read the trained tensors of a sharded checkpoint into a model that is not sharded, in one process.
+def _load_parts(path: Path, *, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """Read this rank's part of everything in a checkpoint that is one file."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    _put(content, dict(trained_parameters(module)), path=path)
+    averages: dict[str, Tensor] = getattr(module, AVERAGES, None) or {}
+    if averages and AVERAGES in content:
+        _put({"state_dict": content[AVERAGES]}, averages, path=path)
+    for optimizer, state in zip(optimizers, content["optimizer_states"], strict=True):
+        inner = cast(Optimizer, getattr(optimizer, "_optimizer", optimizer))
+        parameters = [parameter for group in inner.param_groups for parameter in group["params"]]
+        parts = {
+            number: {name: _part_of(value, parameters[number]) for name, value in entry.items()}
+            for number, entry in state["state"].items()
+        }
+        inner.load_state_dict({**state, "state": parts})
+    names = dict.fromkeys(name for name, _ in trained_parameters(module))
+    return {**content, "state_dict": names, "optimizer_states": []}
+
+
+def read_whole(path: Path) -> dict[str, Any]:
+    """The content of a sharded checkpoint as a single file would have it, but for the order of the optimisers' state.
+
+    Returns:
+        What `meta.pt` holds, `state_dict` (a tied head only with its embeddings), `averages` where there are any, and
+        under `NAMED`, for each optimiser, its `state` and `settings` by the name of the parameter.
 
     Raises:
-        CheckpointError: of other tensors.
+        CheckpointError: not a whole sharded checkpoint.
     """
-    state = dict(trained_parameters(module))
-    check_names(path, set(state))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        load({"model": state}, checkpoint_id=path, no_dist=True)
+    check_whole(path)
+    told = FileSystemReader(path).read_metadata().state_dict_metadata
+    flat: dict[str, Any] = {
+        name: torch.empty(kept.size, dtype=kept.properties.dtype) if isinstance(kept, TensorStorageMetadata) else None
+        for name, kept in told.items()
+    }
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)  # fills `flat` itself
+    with _alone():
+        load(flat, checkpoint_id=path, planner=planner, no_dist=True)
+    rest: dict[str, Any] = torch.load(path / META_FILE, map_location="cpu", weights_only=True)
+    if averages := _under(flat, AVERAGES):
+        rest[AVERAGES] = averages
+    optimizers: list[dict[str, Any]] = []
+    while found := _under(flat, f"optimizer_{len(optimizers)}"):
+        by_name = {"state": _by_name(_under(found, "state")), "settings": _by_name(_under(found, "param_groups"))}
+        optimizers.append(by_name)
+    return {**rest, "state_dict": _under(flat, "model"), NAMED: optimizers}
 
 
-def check_form(path: Path, *, shared: bool) -> None:
-    """Make sure that a checkpoint is of the form that this run reads.
+def in_order(named: dict[str, Any], groups: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """An optimiser's state by name as the optimiser itself would tell it.
+
+    Args:
+        named: As `read_whole` gives it.
+        groups: Names of the parameters of each of its groups, in order.
+    """
+    names = [name for group in groups for name in group]
+    numbers = {name: number for number, name in enumerate(names)}
+    return {
+        "state": {numbers[name]: entry for name, entry in named["state"].items()},
+        "param_groups": [
+            {**named["settings"][group[0]], "params": [numbers[name] for name in group]} for group in groups
+        ],
+    }
+
+
+def load_weights(path: Path, module: nn.Module, *, averages: bool = False) -> None:
+    """Put the trained tensors of a checkpoint of either form into a model; the ranks that share it must all call.
 
     Args:
         path: A checkpoint.
-        shared: Whether ranks share the model (`trainer=fsdp`).
+        module: Has the model; sharded or not.
+        averages: Their running averages instead, where the checkpoint has any.
 
     Raises:
-        CheckpointError: it is of the other form, or a sharded one that is not whole.
+        CheckpointError: of other tensors, or not whole.
+    """
+    check_whole(path)
+    tensors = dict(trained_parameters(module))
+    if not path.is_dir():
+        content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        _put(content, tensors, path=path)
+        if averages and AVERAGES in content:
+            _put({"state_dict": content[AVERAGES]}, tensors, path=path)
+        return
+    told = check_names(path, set(tensors))
+    averaged = averages and any(name.startswith(f"{AVERAGES}.") for name in told)
+    with _alone():
+        load({AVERAGES if averaged else "model": tensors}, checkpoint_id=path, no_dist=not is_shared(module))
+
+
+def check_whole(path: Path) -> None:
+    """Make sure that a directory is a whole sharded checkpoint.
+
+    Raises:
+        CheckpointError: it is not.
     """
     if path.is_dir() and not is_sharded(path):
         raise CheckpointError(
             f"{path}: not a whole sharded checkpoint (it lacks {META_FILE} or {_TENSORS_FILE}). Resume from another one."
-        )
-    if path.is_dir() != shared:
-        wrote, reads = ("trainer=single or trainer=ddp", "trainer=fsdp") if shared else ("trainer=fsdp", "this trainer")
-        raise CheckpointError(
-            f"{path}: was written by {wrote} and cannot be resumed with {reads}. Resume it with {wrote} on any number of "
-            "devices, or start a new run from its exported weights: init_from=."
         )
 
 
@@ -141,14 +242,30 @@ def check_names(path: Path, wanted: set[str]) -> set[str]:
         CheckpointError: it does not; another freeze policy or model wrote it.
     """
     told = FileSystemReader(path).read_metadata().state_dict_metadata
-    found = {name.removeprefix("model.") for name in told if name.startswith("model.")}
+    _check_equal(path, {name.removeprefix("model.") for name in told if name.startswith("model.")}, wanted)
+    return set(told)
+
+
+def _check_equal(path: Path, found: set[str], wanted: set[str]) -> None:
     if found != wanted:
         raise CheckpointError(
             f"{path}: holds {len(found - wanted)} tensors that are not trained here "
             f"(first: {min(found - wanted, default='-')}) and lacks {len(wanted - found)} that are "
             f"(first: {min(wanted - found, default='-')}). Another freeze= or model= wrote it: set them back, or start a new run with init_from=."
         )
-    return set(told)
+
+
+def shard_rows(num_rows: int, *, rank: int, num_ranks: int) -> tuple[int, int]:
+    """First row of a rank's shard and the row after its last: equal shards, but for the last ones."""
+    size = -(-num_rows // num_ranks)
+    return min(rank * size, num_rows), min((rank + 1) * size, num_rows)
+
+
+def reshard(module: nn.Module) -> None:
+    """Let go of what a forward without a backward has left whole: FSDP2 keeps the root's own tensors for the backward."""
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -181,7 +298,7 @@ def gather_model(hf: Any, *, merge: Merge | None = None) -> Any | None:
     Returns:
         `hf` itself where nothing of it is sharded or to be merged; None on other ranks.
     """
-    if merge is None and not any(isinstance(parameter, DTensor) for parameter in hf.parameters()):
+    if merge is None and not is_shared(hf):
         return hf
     first = not dist.is_initialized() or dist.get_rank() == 0
     tensors: dict[str, Tensor] = {}
@@ -211,9 +328,56 @@ def _finished(made: Any, hf: Any) -> Any:
 def _state(module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     """Names to tensors that share memory with model and optimisers, whose state is made where there is none yet."""
     state: dict[str, Any] = {"model": dict(trained_parameters(module))}
-    if averages := getattr(module, "averages", None):
-        state["averages"] = dict(averages)
+    if averages := getattr(module, AVERAGES, None):
+        state[AVERAGES] = dict(averages)
     for number, optimizer in enumerate(optimizers):
         inner = cast(Optimizer, getattr(optimizer, "_optimizer", optimizer))
         state[f"optimizer_{number}"] = get_optimizer_state_dict(module, inner, options=_FLAT)
     return state
+
+
+def _put(content: dict[str, Any], tensors: dict[str, Tensor], *, path: Path) -> None:
+    """Copy what a file holds into tensors of the same names, this rank's rows where they are sharded.
+
+    Raises:
+        CheckpointError: the names differ; a tied head may be there beside its embeddings.
+    """
+    found: dict[str, Tensor] = content["state_dict"]
+    tied = {name for name in found if name.endswith("lm_head.weight") and name not in tensors}
+    _check_equal(path, set(found) - tied, set(tensors))
+    for name, tensor in tensors.items():
+        local_part(tensor).copy_(local_part(_part_of(found[name], tensor)))
+
+
+def _part_of(value: Any, like: Tensor) -> Any:
+    """This rank's part of a whole tensor that belongs to a sharded one; whatever else it is stays as it is."""
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape or not value.ndim:
+        return value
+    first, last = shard_rows(len(value), rank=like.device_mesh.get_local_rank(), num_ranks=like.device_mesh.size())
+    rows = value[first:last].to(like.device, copy=True)  # the file itself is only mapped
+    return DTensor.from_local(
+        rows, like.device_mesh, like.placements, run_check=False, shape=value.shape, stride=value.stride()
+    )
+
+
+def _under(flat: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Entries below a prefix, without it."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in flat.items() if name.startswith(start)}
+
+
+def _by_name(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """`parameter.name.setting` to the settings of each parameter."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in flat.items():
+        name, _, setting = key.rpartition(".")
+        found.setdefault(name, {})[setting] = value
+    return found
+
+
+@contextmanager
+def _alone() -> Generator[None]:
+    """PyTorch warns where its distributed format is read by one process, which is what is wanted here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield

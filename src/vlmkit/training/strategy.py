@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import blocks_of, restore_rotary_buffers
-from vlmkit.training.shards import load_shards, save_shards, trained_parameters
+from vlmkit.training.shards import load_shards, save_shards, shard_rows, trained_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,6 @@ class Sharding:
                 first, last = shard_rows(len(parameter), rank=rank, num_ranks=num_ranks)
                 parameter.to_local().copy_(read(name, first, last))
         restore_rotary_buffers(packed.hf)
-
-
-def shard_rows(num_rows: int, *, rank: int, num_ranks: int) -> tuple[int, int]:
-    """First row of a rank's shard and the row after its last: equal shards, but for the last ones."""
-    size = -(-num_rows // num_ranks)
-    return min(rank * size, num_rows), min((rank + 1) * size, num_rows)
 
 
 class ShardedStrategy(ModelParallelStrategy):

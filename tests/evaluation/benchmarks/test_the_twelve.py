@@ -174,6 +174,27 @@ def test_another_split_is_not_taken_for_the_one_asked_for(tmp_path):
         list(make("chartqa", tmp_path, split="val").cases())
 
 
+def test_the_data_of_another_benchmark_is_not_taken(tmp_path):
+    """DocVQA's columns would do for Infographic VQA; the folder says whose they are."""
+    write_hub(tmp_path, "docvqa")
+    for name in ("infovqa", "ai2d"):
+        with pytest.raises(ConfigError, match=f"no Parquet files for {name}"):
+            list(make(name, tmp_path).cases())
+    (tmp_path / "docvqa").rename(tmp_path / "infovqa")
+    assert len(list(make("infovqa", tmp_path, config="DocVQA").cases())) == 2
+
+
+def test_data_root_may_be_the_folder_itself(tmp_path):
+    for name in ("docvqa", "gqa", "seed"):
+        root = write_hub(tmp_path, name) / name
+        root.rename(tmp_path / "elsewhere")
+        assert list(make(name, tmp_path / "elsewhere").cases())
+        (tmp_path / "elsewhere").rename(tmp_path / f"done {name}")
+    write_saved(tmp_path, "seed")
+    assert len(list(make("seed", tmp_path / "seed").cases())) == 2
+    assert len(list(make("seed", tmp_path / "seed" / "test").cases())) == 2
+
+
 def test_nothing_there_is_said(tmp_path):
     with pytest.raises(ConfigError, match=r"no Parquet files for gqa .* nor a TSV file GQA_TestDev_Balanced.tsv"):
         list(make("gqa", tmp_path).cases())

@@ -2,6 +2,8 @@
 
 const tones = { right: "good", partial: "warn", wrong: "bad", unparsed: "odd", failed: "dim" };
 const pictures = readData("pictures");
+/** A hash by its first digits; whatever else as it is. */
+const short = (value) => (/^[0-9a-f]{40,}$/.test(String(value)) ? String(value).slice(0, 12) + "…" : String(value));
 const outcomeChip = (outcome, score) =>
   el("span", { class: "chip " + tones[outcome] }, outcome + (score !== null && score > 0 && score < 1 ? " " + score.toFixed(2) : ""));
 

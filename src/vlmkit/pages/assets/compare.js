@@ -68,7 +68,7 @@ byId("forest").append(
   el("tbody", {}, differences.map(row)));
 byId("names").append(...told.names.map((one, n) => el("div", { class: "side panel" },
   el("h2", {}, el("span", { class: "letter" }, LETTERS[n]), one.directory),
-  el("p", { class: "small muted" }, Object.entries(one.checkpoint).map(([name, value]) => `${name} ${String(value).slice(0, 60)}`).join(" · ")))));
+  el("p", { class: "small muted" }, Object.entries(one.checkpoint).map(([name, value]) => `${name} ${short(value)}`).join(" · ")))));
 const left = differences.filter((one) => one.only_first || one.only_second).map((one) => `${one.benchmark}: ${one.only_first} cases of A alone and ${one.only_second} of B are left out.`);
 const asked = differences.filter((one) => one.other_prompts).map((one) => `${one.benchmark}: ${count(one.other_prompts)} cases were asked in other words.`);
 byId("how").textContent = [

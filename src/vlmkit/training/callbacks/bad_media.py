@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -76,11 +75,6 @@ class BadMedia(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Count on from a checkpoint."""
         self.rows = {row: (row, reason, finding) for row, reason, finding in state_dict["rows"]}
-
-    def take_up(self, checkpoint: Path) -> None:
-        """Read the list of a run that has nothing left to train."""
-        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-        self.load_state_dict(content.get("callbacks", {}).get(self.state_key, {"rows": []}))
 
     def _too_many(self, most: int) -> DataError:
         last = list(self.rows.values())[-NUM_NAMED:]

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from vlmkit.errors import CheckpointError
 from vlmkit.storage import aside_of, put_in_place
 from vlmkit.training.ranks import Agreement, gather
-from vlmkit.training.shards import remove_checkpoint
+from vlmkit.training.shards import read_whole, remove_checkpoint
 from vlmkit.training.state import (
     KEY,
     RunState,
@@ -139,7 +139,7 @@ class Checkpointer(Callback):
         except (OSError, CheckpointException) as error:  # of shared models: every rank writes, and hears of it
             self._give_up(trainer, aside, path, str(error).splitlines()[0])
         if trainer.is_global_zero:
-            if path.is_dir():  # of the same step, by a run that this one goes back behind
+            if path.is_dir() or aside.is_dir():  # of the same step, by a run that this one goes back behind
                 self._writing.attempt(lambda: remove_checkpoint(path))
             self._writing.attempt(lambda: put_in_place(aside, path))
             if self._writing.error is None:
@@ -184,6 +184,12 @@ class _PatientIO(TorchCheckpointIO):
     """Keeps an error of writing to itself: the ranks that write nothing are waiting for the one that does."""
 
     error: str | None = None
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a file, or the directory that ranks which shared the model have written."""
+        if Path(path).is_dir():
+            return read_whole(Path(path))
+        return super().load_checkpoint(path, map_location, weights_only)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write straight to the file: no copy in memory."""

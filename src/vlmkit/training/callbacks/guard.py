@@ -234,7 +234,7 @@ class LossGuard(Callback):
 
     def _tell(self, step: _Step, loss: float, kind: str) -> None:
         """Write the step's samples of all ranks, those of the highest loss first."""
-        samples = [sample for found in gather(step.samples()) for sample in found]
+        samples = [(*sample, rank) for rank, found in enumerate(gather(step.samples())) for sample in found]
         if not self.trainer.is_global_zero:
             return
         samples.sort(key=lambda sample: _badness(sample[1]), reverse=True)
@@ -247,8 +247,8 @@ class LossGuard(Callback):
                 "loss": loss if math.isfinite(loss) else str(loss),
                 "median": median(self.window) if self.window else None,
                 "samples": [
-                    {"where": self.origin_of(row), "loss": value, "supervised_tokens": count}
-                    for row, value, count in samples
+                    {"where": self.origin_of(row), "loss": value, "supervised_tokens": count, "rank": rank}
+                    for row, value, count, rank in samples
                 ],
             },
         )

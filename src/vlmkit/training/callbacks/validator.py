@@ -11,12 +11,15 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from vlmkit.batch import Batch
+from vlmkit.training.callbacks.average import as_exported
+from vlmkit.training.held_out import HeldOut, write_held_out
 from vlmkit.training.module import TrainingModule
+from vlmkit.training.ranks import gather
+from vlmkit.training.shards import reshard
 from vlmkit.training.state import rng_state, set_rng_state
 from vlmkit.training.steplines import append_line, cut_back
 
@@ -32,16 +35,19 @@ class Measures:
     Attributes:
         loader: This rank's held-out packs, in order; None: no held-out loss. As many on every rank.
         others: Called on rank 0 with the step; give metrics by name.
+        where: Names a held-out row, the same in every run that holds it out.
     """
 
     loader: Iterable[Batch] | None
     others: Sequence[Callable[[int], dict[str, float]]]
+    where: Callable[[int], str]
 
 
 class Validator(Callback):
     """Measures, writes a line of `validation.jsonl`, tells the loggers; keeps the best checkpoint, stops early.
 
-    The training does not notice: random states, modes and gradients are afterwards what they were.
+    It looks at the weights that the run would export: with `callbacks=average`, the averages. The training does not
+    notice: weights, random states, modes and gradients are afterwards what they were.
 
     Args:
         run_dir: Where `validation.jsonl` is written.
@@ -114,33 +120,42 @@ class Validator(Callback):
         """Metrics by name, the same on every rank."""
         started = time.perf_counter()
         metrics: dict[str, float] = {}
-        with unnoticed(module):
+        stderr: dict[str, float | None] = {}
+        with unnoticed(module), as_exported(module):
             if self.measures.loader is not None:
-                metrics[LOSS] = self._loss(trainer, module, self.measures.loader)
+                held_out = self._losses(trainer, module, self.measures.loader)
+                metrics[LOSS] = held_out.mean
+                stderr[LOSS] = held_out.stderr
+                if trainer.is_global_zero:
+                    place = self.path.parent / "validation" / f"step-{self.step:06d}" / "held_out.jsonl"
+                    write_held_out(place, held_out, self.measures.where)
             if self.measures.others and trainer.is_global_zero:
                 for measure in self.measures.others:
                     metrics.update(measure(self.step))
             metrics = trainer.strategy.broadcast(metrics)
         if trainer.is_global_zero:
             seconds = time.perf_counter() - started
-            append_line(self.path, {"schema": SCHEMA, "step": self.step, "metrics": metrics, "seconds": seconds})
+            line = {"schema": SCHEMA, "step": self.step, "metrics": metrics, "stderr": stderr, "seconds": seconds}
+            append_line(self.path, line)
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=self.step)
         return metrics
 
-    def _loss(self, trainer: L.Trainer, module: TrainingModule, loader: Iterable[Batch]) -> float:
-        """Mean cross-entropy over all supervised tokens that are held out, over all ranks."""
-        sums = torch.zeros(2, dtype=torch.float64, device=module.device)
+    def _losses(self, trainer: L.Trainer, module: TrainingModule, loader: Iterable[Batch]) -> HeldOut:
+        """Loss of every held-out sample, over all ranks."""
+        rows: list[int] = []
+        sums: list[torch.Tensor] = []
         for batch in loader:
             with trainer.precision_plugin.forward_context():
                 losses = module.packed(module.transfer_batch_to_device(batch, module.device, 0)).token_losses
-            sums += torch.stack(
-                [losses.double().sum(), torch.tensor(float(len(losses)), device=module.device).double()]
-            )
-        if trainer.world_size > 1:
-            dist.all_reduce(sums)
-        total, count = sums.tolist()
-        return total / count if count else float("nan")
+            rows += batch["rows"]
+            samples = batch["target_samples"].to(losses.device)
+            ones = torch.ones(len(losses), dtype=torch.float64, device=losses.device)
+            zeros = torch.zeros(2, len(batch["rows"]), dtype=torch.float64, device=losses.device)
+            sums.append(zeros.index_add(1, samples, torch.stack([losses.double(), ones])))
+        reshard(module)
+        losses, counts = torch.cat(sums, dim=1).tolist() if sums else ([], [])
+        return HeldOut.joined(gather((rows, losses, counts)))
 
     def _judge(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         if self.best is None or (value := metrics.get(self.best)) is None:
