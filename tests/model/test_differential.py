@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from tests.families.fixtures import checkpoint, family, load_stock, stock_inputs
+from tests.families.fixtures import checkpoint, family, load_stock, of_every_family, stock_inputs
 from tests.families.fixtures import family_processor as processor
 from vlmkit.conversation import Conversation, ImagePart, TextPart, Turn, VideoPart
 from vlmkit.data.collation import PackInfo, idle_sample, pack_samples
@@ -26,8 +26,8 @@ __all__ = ["checkpoint", "family", "processor"]  # fixtures: every test here run
 INFO = PackInfo(pack=0, rows=(), sources=(), step_supervised_tokens=1)
 KINDS = ("text", "still", "stills", "video", "mixture")
 NUM_INPUTS = {"qwen3_vl": 50}
-FEWER_INPUTS = 10
-"""Of the other families: two of each kind."""
+FEWER_INPUTS = 5
+"""Of the other families: one of each kind."""
 LENGTHS = (1, 2, 3, 5, 17, 64, 100, 257, 599, 600)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 ROUTED = 4
@@ -70,7 +70,7 @@ def stock64(checkpoint):
     return load_stock(checkpoint, torch.float64).eval()
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@of_every_family("dtype", TOLERANCES, quick=[torch.float64])
 def test_logits_equal_the_unpatched_models(conversations, stock64, processor, family, dtype):
     tolerance = TOLERANCES[dtype] * (ROUTED if family.experts and dtype == torch.bfloat16 else 1)
     stock = copy.deepcopy(stock64).to(dtype)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.families.fixtures import checkpoint, family
+from tests.families.fixtures import checkpoint, family, of_every_family
 from tests.families.tiny import CONFIGS
 from tests.training.conftest import write_manifest
 from tests.training.small_run import prepared
@@ -27,10 +27,11 @@ def rows(tmp_path_factory) -> Path:
     return write_manifest(tmp_path_factory.mktemp("rows"), 8, text_only=frozenset({1}))
 
 
-@pytest.mark.parametrize(
-    "frozen",
-    [(False, False, False), (True, False, True), (True, False, False), (True, True, False)],
-    ids=["nothing frozen", "merger only", "vision frozen", "language model only"],
+NOTHING_FROZEN = (False, False, False)
+
+
+@of_every_family(
+    "frozen", [NOTHING_FROZEN, (True, False, True), (True, False, False), (True, True, False)], quick=[NOTHING_FROZEN]
 )
 def test_the_formula_counts_what_torch_counts(rows, checkpoint, family, cache, frozen):
     """torch counts causal attention whole, its backward as 2.5 times the forward, not 2, and no attention of grouped heads.
