@@ -118,6 +118,13 @@ def test_a_sweeper_s_or_launcher_s_keys_bind(path):
     _check_ours(node, keys, parameters)
 
 
+def test_the_judge_s_keys_bind():
+    node = OmegaConf.to_container(composed("eval"), resolve=False)["judge"]
+    keys, parameters = set(node) - {"_target_"}, parameters_of(node)
+    assert keys == set(parameters)
+    _check_ours(node, keys, parameters)
+
+
 def _check_ours(node, keys, parameters):
     """Of a class of ours: keyword-only, no public option with a Python default, and none that yaml leaves out."""
     factory = target_of(node)

@@ -23,22 +23,35 @@ def with_data(benchmarks: Sequence[Benchmark], *, asked_for_all: bool) -> list[B
 
     Raises:
         ConfigError: the data of a benchmark that was named is not there, or of none; every one is told.
+        VlmkitError: as opening it says, where there is but one.
     """
     found: list[Benchmark] = []
-    missing: list[str] = []
+    missing: dict[str, VlmkitError] = {}
     for benchmark in benchmarks:
         try:
             len(benchmark)
         except VlmkitError as error:
-            missing.append(_as_told(benchmark.name, str(error)))
+            missing[benchmark.name] = error
         else:
             found.append(benchmark)
     if not missing:
         return found
-    told = f"{len(missing)} of {len(benchmarks)} benchmarks cannot be asked:\n  " + "\n  ".join(missing)
+    if len(benchmarks) == 1:
+        raise next(iter(missing.values()))
+    lines = "".join(f"\n  {_as_told(name, str(error))}" for name, error in missing.items())
+    there = ",".join(one.name for one in found)
     if not asked_for_all or not found:
-        raise ConfigError(missing[0].partition(": ")[2] if len(benchmarks) == 1 else told)
-    _log.warning("%s\nLeft out; asked are: %s.", told, ", ".join(one.name for one in found))
+        raise ConfigError(
+            f"{len(missing)} of {len(benchmarks)} benchmarks cannot be asked. Download their data, or leave them out by "
+            f"benchmarks=[{there}].{lines}"
+        )
+    _log.warning(
+        "%d of %d benchmarks cannot be asked and are left out; asked are %s.%s",
+        len(missing),
+        len(benchmarks),
+        there,
+        lines,
+    )
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from vlmkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlmkit.evaluation.benchmark import Benchmark
+    from vlmkit.evaluation.judge import Judge
 
 
 def main() -> None:
@@ -31,23 +33,24 @@ def _task(config: DictConfig) -> None:
 
         print(text())
         return
-    if config.use_llm_judge:
-        raise ConfigError(
-            "use_llm_judge=true: no judge can be asked yet. Leave it out: every benchmark here is scored by rule."
-        )
     from vlmkit.cli.available import with_data
+    from vlmkit.cli.judging import make_judge, without_unscorable
     from vlmkit.cli.quiet import hush
 
     hush()
-    benchmarks = [_benchmark(name, node, config) for name, node in nodes.items()]
+    judge = make_judge(config)
+    benchmarks = without_unscorable([_benchmark(name, node, config) for name, node in nodes.items()], config)
     benchmarks = with_data(benchmarks, asked_for_all=config.benchmarks == "all")
     assembled = Path(config.output_dir or "runs/eval").expanduser() / "model"
     directory = model_directory(config, assembled=assembled) if _needs_model(config) else None
     output_dir = _output_dir(config, directory)
-    _evaluate(config, benchmarks, directory, output_dir)
+    _evaluate(config, benchmarks, directory, output_dir, judge)
 
 
-def _evaluate(config: DictConfig, benchmarks: list[Benchmark], directory: Path | None, output_dir: Path) -> None:
+def _evaluate(
+    config: DictConfig, benchmarks: list[Benchmark], directory: Path | None, output_dir: Path, judge: Judge | None
+) -> None:
+    from vlmkit.cli.judging import judged
     from vlmkit.cli.presets import preset_of
     from vlmkit.evaluation import provenance
     from vlmkit.evaluation.aggregate import aggregate
@@ -68,7 +71,7 @@ def _evaluate(config: DictConfig, benchmarks: list[Benchmark], directory: Path |
         verbose=config.verbose,
         progress=config.progress,
     )
-    checkpoint = {"path": str(directory or config.ckpt or config.answers)}
+    checkpoint = _checkpoint(config, directory, output_dir)
     if config.answers:
         answers = FileAnswers(config.answers)
         checkpoint |= answers.identity
@@ -78,12 +81,16 @@ def _evaluate(config: DictConfig, benchmarks: list[Benchmark], directory: Path |
     elif config.rescore:
         found = {one.name: score_records(one, settings) for one in benchmarks}
     else:
-        backend = build(config.backend, GenerationBackend, directory=directory)
+        runtime = {"directory": directory} if _takes_directory(config) else {}
+        backend = build(config.backend, GenerationBackend, **runtime)
+        if not directory:
+            checkpoint["path"] = f"{config.backend.model} at {config.backend.base_url}"
         checkpoint |= backend.identity
         for one in benchmarks:
             provenance.keep_asked(settings.path(one).parent, provenance.asked_with(backend, params))
         found = {one.name: run_benchmark(one, backend, settings) for one in benchmarks}
-    figures = {one.name: aggregate(one, found[one.name]) for one in benchmarks}
+    benchmarks, found, told = judged(benchmarks, found, judge=judge, settings=settings)
+    figures = {one.name: aggregate(one, found[one.name]) | told.get(one.name, {}) for one in benchmarks}
     for one in benchmarks:
         scored = provenance.scored_with(found[one.name], protocol=one.protocol, preset=preset_of(one, config))
         made = provenance.kept_asked(settings.path(one).parent) | scored
@@ -109,7 +116,26 @@ def _needs_model(config: DictConfig) -> bool:
     """
     if config.answers and config.rescore:
         raise ConfigError("answers= and rescore=true: answers of a file are scored anyway. Give one of the two.")
-    return not config.answers and not (config.rescore and config.output_dir)
+    if config.answers or (config.rescore and config.output_dir):
+        return False
+    if not _takes_directory(config):
+        if config.ckpt is not None:
+            raise ConfigError(f"ckpt={config.ckpt}: the chosen backend= asks a served model. Leave ckpt= out.")
+        return False
+    return True
+
+
+def _takes_directory(config: DictConfig) -> bool:
+    """Whether the backend loads a model itself, and does not ask one that is served."""
+    return "base_url" not in config.backend
+
+
+def _checkpoint(config: DictConfig, directory: Path | None, output_dir: Path) -> dict[str, str]:
+    """What is evaluated, in words; of records that are scored again, what their summary says."""
+    summary = output_dir / "summary.json"
+    if config.rescore and not directory and summary.is_file():
+        return dict(json.loads(summary.read_text(encoding="utf-8"))["checkpoint"])
+    return {"path": str(directory or config.ckpt or config.answers)}
 
 
 def _benchmark(name: str, node: DictConfig, config: DictConfig) -> Benchmark:

@@ -122,6 +122,10 @@ def _benchmarks(config: DictConfig, run_dir: Path, module: TrainingModule, proce
     from vlmkit.generation.live import LiveBackend
 
     made = [build(node, cast(Any, Benchmark)) for node in nodes.values()]
+    if stuck := [one.name for one in made if one.judge == "required"]:
+        raise ConfigError(
+            f"validate.benchmarks: {', '.join(stuck)} has no score without a judge, and none is asked while training. Leave it out."
+        )
     params = GenerationParams(max_new_tokens=config.validate.max_new_tokens, batch_size=config.validate.batch_size)
     settings = RunSettings(
         output_dir=run_dir / "validation",

@@ -38,6 +38,7 @@ def table(benchmarks: Mapping[str, Figures]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     notes = [_baseline(name, figures) for name, figures in benchmarks.items() if figures.get("baselines")]
+    notes += [judged_by(name, figures) for name, figures in benchmarks.items() if figures.get("judging")]
     notes += [_further(name, figures, most=_SHOWN) for name, figures in benchmarks.items() if figures.get("figures")]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], *notes])
 
@@ -49,6 +50,9 @@ def markdown(benchmarks: Mapping[str, Figures], checkpoint: Mapping[str, str]) -
     for name, figures in benchmarks.items():
         if figures.get("baselines"):
             lines += ["", _baseline(name, figures)]
+        if figures.get("judging"):
+            prompts = ", ".join(f"{label} `{mark}`" for label, mark in figures["judge"]["prompts"].items())
+            lines += ["", f"{judged_by(name, figures)}; prompts {prompts}"]
         if figures.get("figures"):
             lines += ["", _further(name, figures)]
         for group, of in {"category": figures["by_category"], **figures.get("tables", {})}.items():
@@ -130,6 +134,17 @@ def _pairs(found: Mapping[str, Any] | None) -> str | None:
 def _baseline(name: str, figures: Figures) -> str:
     told = ", ".join(f"{baseline.replace('_', ' ')} {score:.1f}" for baseline, score in figures["baselines"].items())
     return f"{name}, without a model: {told}"
+
+
+def judged_by(name: str, figures: Figures) -> str:
+    """Who judged a benchmark, how much of it, and what it took."""
+    counts = figures["judging"]
+    told = f"{name}, judged by {figures['judge']['model']}: {counts['judged']:,} judged, {counts['cached']:,} of them known before"
+    told += f", {counts['failed']:,} FAILED" if counts["failed"] else ", none failed"
+    told += f", {counts['by_rule']:,} decided by rule" if counts["by_rule"] else ""
+    told += f", {counts['unanswered']:,} without an answer" if counts["unanswered"] else ""
+    told += f"; {counts['requests']:,} requests, {counts['prompt_tokens']:,} + {counts['completion_tokens']:,} tokens"
+    return told + (f", cost {counts['cost']:.4f}" if "cost" in counts else "")
 
 
 def _markdown_table(rows: list[tuple[str, ...]]) -> list[str]:

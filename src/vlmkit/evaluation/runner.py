@@ -27,7 +27,7 @@ from vlmkit.evaluation.score import failed
 from vlmkit.generation.backend import Generation, GenerationBackend, GenerationParams
 
 _log = logging.getLogger(__name__)
-_UNSCORED = "cannot be scored: "
+UNSCORED = "cannot be scored: "
 """How the error of a record begins that has an answer, but one that its scorer refuses."""
 _WINDOW_BATCHES = 4
 """Batches that are sorted by length together; after each window records are on the disk."""
@@ -94,7 +94,7 @@ def _run(benchmark: Benchmark, answer: _Answer, key: str, settings: RunSettings)
         old = set_aside(path)
         _log.warning("%s: answers of another model, prompt or decoding are not used again; they lie in %s.", path, old)
         done = []
-    answered = {record["id"] for record in done}
+    answered = {record["id"] for record in done if not record.get("transient")}
     total = min(len(benchmark), settings.max_samples or len(benchmark))
     with tqdm(total=total, desc=benchmark.name, unit="case", disable=not settings.progress) as bar:
         cases = islice(benchmark.cases(), settings.max_samples)
@@ -124,20 +124,25 @@ def score_records(benchmark: Benchmark, settings: RunSettings) -> list[Record]:
     scored: list[Record] = []
     for case in islice(benchmark.cases(), settings.max_samples):
         if (record := by_id.pop(case.id, None)) is not None:
-            scored.append(record | _graded(benchmark, case, record))
+            scored.append(_unjudged(record) | _graded(benchmark, case, record))
     replace_records(path, [*scored, *by_id.values()])
     return scored
+
+
+def _unjudged(record: Record) -> Record:
+    """Without what a judge has said: a rule scores now."""
+    return {name: value for name, value in record.items() if name != "judgement"}
 
 
 def _graded(benchmark: Benchmark, case: Case | BadCase, record: Record) -> Record:
     """What scoring says of a record; an error of an earlier scoring is forgotten, one of the answer is not."""
     error = str(record.get("error") or "")
-    score, told = failed(), {"error": None} if error.startswith(_UNSCORED) else {}
-    if isinstance(case, Case) and (not error or error.startswith(_UNSCORED)):
+    score, told = failed(), {"error": None} if error.startswith(UNSCORED) else {}
+    if isinstance(case, Case) and (not error or error.startswith(UNSCORED)):
         try:
             score = benchmark.score(case, record["answer"])
         except ValueError as fault:
-            told = {"error": f"{_UNSCORED}{fault}"}
+            told = {"error": f"{UNSCORED}{fault}"}
             _log.warning("%s: case %s cannot be scored (%s); it is recorded as failed.", benchmark.name, case.id, fault)
     return {"extracted": score.extracted, "score": score.value, "outcome": score.outcome, **told}
 
@@ -204,6 +209,8 @@ def _record(benchmark: Benchmark, case: Case | BadCase, answer: Generation, key:
     }
     if answer.error is not None:
         record["error"] = answer.error
+    if answer.transient:
+        record["transient"] = True
     return record | _graded(benchmark, case, record)
 
 

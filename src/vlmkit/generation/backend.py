@@ -36,12 +36,14 @@ class Generation:
         num_tokens: New tokens, the end token included.
         seconds: Its share of the batch's time.
         error: Why there is no answer; None where there is one.
+        transient: Whether the same question may well be answered later: the next run asks it again.
     """
 
     text: str
     num_tokens: int
     seconds: float
     error: str | None = None
+    transient: bool = False
 
 
 @runtime_checkable

@@ -139,6 +139,7 @@ def told_case(record: Record, pictures: Sequence[int]) -> dict[str, Any]:
 def told_answer(record: Record) -> dict[str, Any]:
     """What is shown of the answer of a record."""
     outcome = record.get("outcome")
+    judgement = record.get("judgement") or {}
     return {
         "answer": _shortened(str(record.get("answer") or "")),
         "extracted": as_text(record.get("extracted")),
@@ -146,7 +147,8 @@ def told_answer(record: Record) -> dict[str, Any]:
         "outcome": outcome if outcome in OUTCOMES else "failed",
         "tokens": finite(record.get("tokens")),
         "seconds": finite(record.get("seconds")),
-        "error": str(record.get("error") or ""),
+        "error": str(record.get("error") or judgement.get("error") or ""),
+        "judged": _shortened("\n".join(map(str, judgement.get("replies") or ()))),
     }
 
 

@@ -138,7 +138,7 @@ def test_planted_answers_earn_what_they_should(name, tmp_path):
     assert figures["outcomes"].get("failed", 0) == 0
 
 
-@pytest.mark.parametrize("name", [name for name in DATA if name not in ("stvqa", "simplevqa")])
+@pytest.mark.parametrize("name", [name for name in DATA if name != "stvqa"])
 def test_both_protocols_ask_and_score(name, tmp_path):
     file, columns, *_ = DATA[name]
     write_columns(tmp_path / name / file, columns)
@@ -194,9 +194,9 @@ def test_half_a_pair_is_no_pair(tmp_path):
 
 def test_a_protocol_that_a_benchmark_does_not_have_is_refused(tmp_path):
     with pytest.raises(
-        ConfigError, match="benchmark_options.simplevqa.protocol must be one of lmms-eval, got 'vlmevalkit'"
+        ConfigError, match="benchmark_options.stvqa.protocol must be one of lmms-eval, got 'vlmevalkit'"
     ):
-        make("simplevqa", tmp_path, protocol="vlmevalkit")
+        make("stvqa", tmp_path, protocol="vlmevalkit")
 
 
 def test_captions_are_scored_over_the_set(tmp_path):

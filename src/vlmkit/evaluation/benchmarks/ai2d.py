@@ -7,13 +7,14 @@ from typing import ClassVar
 
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.dataset import CHOICE_COLUMNS, ChoiceBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.benchmarks.science_qa import letter_at
 from vlmkit.evaluation.rows import Layout, Row, lettered
 from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.multiple_choice import ai2d_letter
 
 
-class AI2D(ChoiceBenchmark):
+class AI2D(JudgedLetters, ChoiceBenchmark):
     """The test split with the labels in the diagrams masked; say so beside the number.
 
     `hub_id` Efficient-Large-Model/ai2d-no-mask has them unmasked. lmms-eval takes a letter, or one with a full stop at

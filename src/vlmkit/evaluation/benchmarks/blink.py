@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import Content
 from vlmkit.evaluation.benchmarks.dataset import CHOICE_COLUMNS, ChoiceBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.rows import Layout, Row, lettered
 from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.multiple_choice import blink_letter, mean_over_groups
@@ -23,7 +24,7 @@ TASKS = (
 """The configurations of the data, a task each."""
 
 
-class BLINK(ChoiceBenchmark):
+class BLINK(JudgedLetters, ChoiceBenchmark):
     """The val split of all 14 tasks, or of those that `config` names.
 
     The headline figure is the mean over questions; `mean_over_tasks` stands beside it. lmms-eval looks at the first

@@ -257,6 +257,7 @@ class ChoiceBenchmark(DatasetBenchmark):
             options=options,
             labels=labels,
             cluster=cluster,
+            extra={"question": question},
         )
 
     def put(self, question: str, options: Mapping[str, str], hint: str) -> str:
@@ -304,6 +305,7 @@ class ShortAnswerBenchmark(DatasetBenchmark):
             origin=row.origin,
             category=self.categorise(row.optional(column)),
             labels=self.labels(row),
+            extra={"question": row.text("question")},
         )
 
     def put(self, question: str, row: Row) -> str:

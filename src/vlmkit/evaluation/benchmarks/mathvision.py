@@ -1,25 +1,32 @@
-"""MATH-Vision (Wang et al., 2024): competition problems with pictures, by rule."""
+"""MATH-Vision (Wang et al., 2024): competition problems with pictures, by rule, or by a judge that extracts answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import ask, listed
-from vlmkit.evaluation.benchmarks.dataset import DatasetBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedScoring, chosen_option
+from vlmkit.evaluation.judge_prompts import CHOSEN_OPTION, FINAL_ANSWER
+from vlmkit.evaluation.judging import Steps
 from vlmkit.evaluation.rows import Layout, Row, lettered
-from vlmkit.evaluation.score import Score
+from vlmkit.evaluation.score import Score, grade
+from vlmkit.evaluation.scorers.judges import NO_ANSWER, read_extraction
 from vlmkit.evaluation.scorers.mathvision import mathvision, mathvision_no_judge
 
 _BOXED = 'Please solve the problem step by step and put your answer in one "\\boxed{}".'
 _LETTER = "\nAnswer the question with the option's letter from the given choices directly."
 
 
-class MathVision(DatasetBenchmark):
-    """The testmini (304) or the test split (3,040). lmms-eval finds the final answer of a solution, by rule."""
+class MathVision(JudgedScoring):
+    """The testmini (304) or the test split (3,040). lmms-eval finds the final answer of a solution, by rule.
+
+    VLMEvalKit asks a judge where no letter is inferred, or where an open answer is not the expected one as it stands.
+    """
 
     name = "mathvision"
+    prompts = (CHOSEN_OPTION, FINAL_ANSWER)
     columns: ClassVar[Mapping[Layout, tuple[str, ...]]] = {
         "hub": ("id", "question", "options", "decoded_image", "answer", "level", "subject"),
         "tsv": ("index", "question", "answer", "choices", "image"),
@@ -39,6 +46,7 @@ class MathVision(DatasetBenchmark):
             category=row.optional("category" if row.layout == "tsv" else "subject"),
             options=options,
             labels={"level": row.optional("level")},
+            extra={"question": row.text("question")},
         )
 
     def put(self, question: str, options: Mapping[str, str]) -> str:
@@ -54,3 +62,22 @@ class MathVision(DatasetBenchmark):
         """By the final answer."""
         rule = mathvision if self.lmms_eval else mathvision_no_judge
         return rule(prediction=prediction, answer=case.expected, options=case.options)
+
+    @property
+    def uses_judge(self) -> bool:
+        """With vlmevalkit; lmms-eval's rule needs none."""
+        return not self.lmms_eval
+
+    def judging(self, case: Case, answer: str) -> Steps:
+        """The rule where it decides, else the answer that a judge finds, compared by the rule."""
+        score = self.grade(case, answer)
+        if not answer.strip() or score.outcome == "right" or (case.options and score.outcome == "wrong"):
+            return score
+        question = str(case.extra["question"])
+        if case.options:
+            return (yield from chosen_option(case, answer, question=question))
+        told = FINAL_ANSWER.ask(
+            read_extraction, form="a number or an expression, in LaTeX if need be", question=question, answer=answer
+        )
+        found = cast("str", (yield told))
+        return grade(0.0, extracted=None) if found == NO_ANSWER else self.grade(case, found)

@@ -7,12 +7,23 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from vlmkit.errors import DataError
+from vlmkit.evaluation.answers import remove_reasoning
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import ask, listed
-from vlmkit.evaluation.benchmarks.dataset import DatasetBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedScoring
+from vlmkit.evaluation.judge_prompts import FINAL_ANSWER
+from vlmkit.evaluation.judging import Steps
 from vlmkit.evaluation.rows import Layout, Row, lettered
-from vlmkit.evaluation.score import ProtocolName, Score
-from vlmkit.evaluation.scorers.mathvista import MathVistaQuestion, mathvista, mathvista_as_shipped
+from vlmkit.evaluation.score import ProtocolName, Score, grade
+from vlmkit.evaluation.scorers.judges import NO_ANSWER, read_extraction
+from vlmkit.evaluation.scorers.mathvista import (
+    MathVistaQuestion,
+    mathvista,
+    mathvista_as_shipped,
+    mathvista_exact,
+    mathvista_extracted,
+    needs_extraction,
+)
 
 FORMS = ("format-prompt", "solution", "step-by-step", "reason-first")
 _SHORT = {
@@ -36,8 +47,11 @@ _TABLES = ("question_type", "answer_type")
 _METADATA = ("language", "source", "category", "task", "context", "grade")
 
 
-class MathVista(DatasetBenchmark):
+class MathVista(JudgedScoring):
     """The testmini split (the test split has no answers).
+
+    A judge copies the final answer out of a response; whether it is right is decided by the protocol's rule. It is asked
+    only where the rule finds no answer by itself.
 
     `vlmkit` scores by rule: the option as VLMEvalKit infers it, and numbers and lists that are the whole answer, rounded
     as lmms-eval does; whatever needs a judge is unparsed. The references' rules, as they are when every call of their
@@ -55,6 +69,7 @@ class MathVista(DatasetBenchmark):
     """
 
     name = "mathvista"
+    prompts = (FINAL_ANSWER,)
     protocols: ClassVar[tuple[str, ...]] = ("vlmkit", "lmms-eval", "vlmevalkit")
     columns: ClassVar[Mapping[Layout, tuple[str, ...]]] = {
         "hub": ("pid", "question", "decoded_image", "choices", "unit", "precision", "answer", "question_type",
@@ -108,7 +123,7 @@ class MathVista(DatasetBenchmark):
                 **{name: row.optional(name) for name in _TABLES},
                 **{name: str(about.get(name) or "") for name in _METADATA if name != "task"},
             },
-            extra={"question": question},
+            extra={"question": question, "asked": _asked(row, options)},
         )
 
     def _text(self, row: Row, question: MathVistaQuestion) -> str:
@@ -125,6 +140,43 @@ class MathVista(DatasetBenchmark):
         return mathvista_as_shipped(
             prediction=prediction, question=question, protocol=cast("ProtocolName", self.protocol)
         )
+
+    def judging(self, case: Case, answer: str) -> Steps:
+        """The rule where it finds an answer, else what a judge copies out."""
+        question = cast("MathVistaQuestion", case.extra["question"])
+        answer = remove_reasoning(answer) if self.lmms_eval else answer
+        score = self.grade(case, answer)
+        if not answer.strip():
+            return grade(0.0, extracted=None)
+        if not needs_extraction(answer, score=score, question=question, protocol=self.protocol):
+            return score
+        form, asked = _FORMS_OF_ANSWERS[_kind(question)], str(case.extra["asked"])
+        found = cast("str", (yield FINAL_ANSWER.ask(read_extraction, form=form, question=asked, answer=answer)))
+        if found == NO_ANSWER:
+            return grade(0.0, extracted=None)
+        if self.protocol == "vlmkit":
+            return mathvista(prediction=found, question=question)
+        scorer = mathvista_extracted if self.lmms_eval else mathvista_exact
+        return scorer(extraction=found, question=question)
+
+
+_FORMS_OF_ANSWERS = {
+    "multi_choice": "the letter of the chosen option in brackets, such as (B)",
+    "integer": "a whole number",
+    "float": "a number",
+    "float0": "a number",
+    "float1": "a number with 1 decimal place",
+    "float2": "a number with 2 decimal places",
+    "list": "a Python list, such as [1, 2, 3]",
+    "text": "a word or a short phrase",
+}
+
+
+def _asked(row: Row, options: Mapping[str, str]) -> str:
+    """The question as a judge is shown it."""
+    unit = row.optional("unit")
+    asked = row.text("question") + (f" (Unit: {unit})" if unit else "")
+    return "\n".join([asked, *(f"({letter}) {text}" for letter, text in options.items())])
 
 
 def put(question: str, unit: str, about: MathVistaQuestion, form: str, suffix: str | None) -> str:

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import LETTER_DIRECTLY, listed
 from vlmkit.evaluation.benchmarks.dataset import CHOICE_COLUMNS, ChoiceBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.rows import Layout, Row
 from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.circular import question_of
 from vlmkit.evaluation.scorers.multiple_choice import mmbench_letter
 
 
-class MMBenchEN(ChoiceBenchmark):
+class MMBenchEN(JudgedLetters, ChoiceBenchmark):
     """The dev split (the test split has no answers), version 1.0.
 
     The headline figure is circular: a question counts only if every rotation is right. `vanilla_accuracy`, over the

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import SINGLE_WORD_OR_PHRASE, ask
-from vlmkit.evaluation.benchmarks.dataset import DatasetBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedYesNo
 from vlmkit.evaluation.rows import Layout, Row
 from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.yes_no import COGNITION, PERCEPTION, mme, mme_scores, mme_total
@@ -15,7 +15,7 @@ from vlmkit.evaluation.scorers.yes_no import COGNITION, PERCEPTION, mme, mme_sco
 _ENDING = " Please answer yes or no."
 
 
-class MME(DatasetBenchmark):
+class MME(JudgedYesNo):
     """The test split. The headline figure is perception plus cognition, at most 2800 points; both stand beside it."""
 
     name = "mme"

@@ -10,7 +10,8 @@ from vlmkit.errors import DataError
 from vlmkit.evaluation.answers import list_literal
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import ask, choose, interleave, listed
-from vlmkit.evaluation.benchmarks.dataset import CHOICE_OPTIONAL, DatasetBenchmark
+from vlmkit.evaluation.benchmarks.dataset import CHOICE_OPTIONAL
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.rows import Layout, Row, lettered
 from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.mmmu import DOMAINS, mmmu_as_choice, mmmu_multiple_choice, mmmu_open
@@ -21,7 +22,7 @@ _PHRASE = "\n\nAnswer the question using a single word or phrase."
 DOMAIN_OF = {subject: domain for domain, subjects in DOMAINS.items() for subject in subjects}
 
 
-class MMMU(DatasetBenchmark):
+class MMMU(JudgedLetters):
     """The validation split; images stand where the text names them.
 
     lmms-eval parses letters and, for open questions, numbers and texts, by the official code; a letter that it does not

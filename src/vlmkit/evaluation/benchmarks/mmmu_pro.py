@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import ask, interleave, listed
-from vlmkit.evaluation.benchmarks.dataset import CHOICE_OPTIONAL, DatasetBenchmark
+from vlmkit.evaluation.benchmarks.dataset import CHOICE_OPTIONAL
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.benchmarks.mmmu import NUM_IMAGES
 from vlmkit.evaluation.rows import Layout, Row, lettered
 from vlmkit.evaluation.score import Score
@@ -22,7 +23,7 @@ _IN_THE_IMAGE = "Answer the following multiple-choice question in the image. "
 STANDARD, FOUR, VISION = "standard (10 options)", "standard (4 options)", "vision"
 
 
-class MMMUPro(DatasetBenchmark):
+class MMMUPro(JudgedLetters):
     """The test split; the configurations are `standard (10 options)`, `vision` and `standard (4 options)`.
 
     `all` asks the first two. The headline figure is the mean of the means of the configurations asked, which is the usual

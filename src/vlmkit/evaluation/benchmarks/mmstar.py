@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.dataset import CHOICE_COLUMNS, ChoiceBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.rows import Layout, Row
 from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.multiple_choice import mean_over_groups, score_extracted_choice
@@ -16,7 +17,7 @@ _OPTIONS = re.compile(r"\n?\s*Options:\s*", re.IGNORECASE)
 _OPTION = re.compile(r"(?:^|,\s*|\n)\(?([A-D])[:.)]\s*")
 
 
-class MMStar(ChoiceBenchmark):
+class MMStar(JudgedLetters, ChoiceBenchmark):
     """The val split. The headline figure is the mean over questions; `mean_over_l2_categories` stands beside it.
 
     On the hub the question holds its options, which are read from it for VLMEvalKit's form and rule.

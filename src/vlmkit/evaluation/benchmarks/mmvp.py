@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.dataset import CHOICE_COLUMNS, ChoiceBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.rows import Layout, Row, lettered
 from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.multiple_choice import mmvp_letter
@@ -16,7 +17,7 @@ from vlmkit.evaluation.scorers.multiple_choice import mmvp_letter
 _OPTION = re.compile(r"\([a-z]\)\s*([^(]+?)(?=\s*\([a-z]\)|$)")
 
 
-class MMVP(ChoiceBenchmark):
+class MMVP(JudgedLetters, ChoiceBenchmark):
     """The 150 pairs (the split is called train). The headline figure is over pairs; the mean is over questions."""
 
     name = "mmvp"

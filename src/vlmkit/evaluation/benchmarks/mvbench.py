@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import ask
-from vlmkit.evaluation.benchmarks.dataset import DatasetBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.benchmarks.videos import VideoTree
 from vlmkit.evaluation.loading import DataPlace
 from vlmkit.evaluation.rows import Layout, Row, lettered
@@ -48,7 +48,7 @@ _SYSTEM = (
 _BEST = "Only give the best option."
 
 
-class MVBench(DatasetBenchmark):
+class MVBench(JudgedLetters):
     """All 20 tasks (the split is called train), or those that `config` names. Videos lie anywhere under `data_root`.
 
     The headline figure is the mean of the tasks' means; the mean over questions stands beside it. `vlmkit`, the default,

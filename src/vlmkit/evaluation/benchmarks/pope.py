@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import SINGLE_WORD_OR_PHRASE
 from vlmkit.evaluation.benchmarks.dataset import ShortAnswerBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedYesNo
 from vlmkit.evaluation.rows import Layout, Row
 from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.yes_no import pope, yes_no_rates
 
 
-class POPE(ShortAnswerBenchmark):
+class POPE(JudgedYesNo, ShortAnswerBenchmark):
     """The test split. The headline figure is F1; precision, recall, accuracy and the share of yes stand beside it.
 
     `vlmevalkit` understands sentences with one of the two words, lmms-eval the bare word only.

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import ask, choose, listed
-from vlmkit.evaluation.benchmarks.dataset import CHOICE_OPTIONAL, DatasetBenchmark
+from vlmkit.evaluation.benchmarks.dataset import CHOICE_OPTIONAL
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.rows import Layout, Row
 from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.realworldqa import realworldqa
@@ -17,7 +18,7 @@ _INSTRUCTION = "Please answer directly with only the letter of the correct optio
 _OPTION = re.compile(r"^\s*([A-Z])[.)]\s*(.+?)\s*$", re.MULTILINE)
 
 
-class RealWorldQA(DatasetBenchmark):
+class RealWorldQA(JudgedLetters):
     """The test split. The question holds its options, and the instruction to answer with a letter.
 
     lmms-eval asks the question as it is, and has its own rule. `vlmevalkit` reads the options from the question, and

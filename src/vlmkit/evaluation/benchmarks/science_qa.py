@@ -8,12 +8,13 @@ from typing import ClassVar
 from vlmkit.errors import DataError
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.dataset import CHOICE_COLUMNS, ChoiceBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.rows import Layout, Row, lettered
 from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.science_qa import science_qa
 
 
-class ScienceQA(ChoiceBenchmark):
+class ScienceQA(JudgedLetters, ChoiceBenchmark):
     """The test split; `config` ScienceQA-IMG has the questions with a picture, ScienceQA-FULL all of them.
 
     lmms-eval takes the bare letter, or a letter with a full stop at the start.

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.dataset import CHOICE_COLUMNS, ChoiceBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.rows import Layout, Row
 from vlmkit.evaluation.score import Score
 from vlmkit.evaluation.scorers.multiple_choice import seed_letter
@@ -24,7 +25,7 @@ _TASKS = {
 }
 
 
-class SEED(ChoiceBenchmark):
+class SEED(JudgedLetters, ChoiceBenchmark):
     """The rows whose `data_type` is image. lmms-eval looks at the first character of the answer only."""
 
     name = "seed"

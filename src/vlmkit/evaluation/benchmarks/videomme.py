@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from vlmkit.conversation import VideoPart
 from vlmkit.evaluation.benchmark import Case
 from vlmkit.evaluation.benchmarks.asking import LETTER_DIRECTLY, ask
-from vlmkit.evaluation.benchmarks.dataset import DatasetBenchmark
+from vlmkit.evaluation.benchmarks.judged import JudgedLetters
 from vlmkit.evaluation.benchmarks.videos import find_beside, find_video, read_subtitles
 from vlmkit.evaluation.rows import Layout, Row
 from vlmkit.evaluation.score import Score
@@ -24,7 +24,7 @@ _OPTION = re.compile(r"([A-D])[.)]\s*(.*)", re.DOTALL)
 _TABLES = ("domain", "sub_category", "task_type")
 
 
-class VideoMME(DatasetBenchmark):
+class VideoMME(JudgedLetters):
     """The test split. Videos lie under `data_root`, in folders named data, video or videos, subtitles in subtitle.
 
     Frames are sampled as the checkpoint's processor says; published numbers name their number of frames. `vlmkit`, the

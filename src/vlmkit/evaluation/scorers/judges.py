@@ -1,4 +1,4 @@
-"""What judges reply, read.
+"""What judges reply, read: first as the references read replies to their prompts, then replies to our own prompts.
 
 Sources: lmms-eval `lmms_eval/llm_judge` and `lmms_eval/tasks/{llava-in-the-wild,mmvet,hallusion_bench}/utils.py`;
 VLMEvalKit `vlmeval/dataset/utils/{llavabench,mmvet}.py`. A reply that cannot be read is None here, never a score.
@@ -7,9 +7,9 @@ VLMEvalKit `vlmeval/dataset/utils/{llavabench,mmvet}.py`. A reply that cannot be
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from vlmkit.evaluation.answers import parse_float
+from vlmkit.evaluation.answers import REFUSED, infer_choice, parse_float
 from vlmkit.evaluation.score import ProtocolName
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -80,3 +80,60 @@ def read_correctness(reply: str) -> bool | None:
     if "incorrect" in folded:
         return False
     return True if "correct" in folded else None
+
+
+# --- replies to vlmkit's own prompts ----------------------------------------------------------------------------------
+
+NO_ANSWER = "NONE"
+"""What a judge says of a response in which it finds no answer."""
+_EDGES = " \t\n*_`\"'.:()[]"
+_LABEL = re.compile(r"^\s*(?:final |extracted )?answer\s*[:=]\s*", re.IGNORECASE)
+
+
+def read_word(reply: str, words: Mapping[str, str]) -> str | None:
+    """The value of the one word (or phrase) of `words` that a reply has, whatever the case; None for none or several.
+
+    A word inside another is no occurrence: `incorrect` has no `correct`.
+    """
+    folded = reply.lower().replace("_", " ").replace("-", " ")
+    found = {value for word, value in words.items() if re.search(rf"\b{re.escape(word)}\b", folded)}
+    return found.pop() if len(found) == 1 else None
+
+
+def read_digit(reply: str) -> bool | None:
+    """A verdict of 1 or 0, if one of the two, and no other number, stands in the reply."""
+    found = set(_NUMBER.findall(reply))
+    return {"1": True, "0": False}.get(found.pop()) if len(found) == 1 else None
+
+
+def read_letter(reply: str, options: Mapping[str, str]) -> str | None:
+    """The option that a judge says was chosen, `REFUSED` for none of them, None where the reply cannot be read."""
+    bare = reply.strip(_EDGES).upper()
+    if bare in options or bare == REFUSED:
+        return bare
+    return infer_choice(reply, options=options)
+
+
+def read_extraction(reply: str) -> str | None:
+    """The answer that a judge took out of a response, on its last line; `NO_ANSWER` where it says so, None for nothing."""
+    lines = [line for line in reply.splitlines() if line.strip(_EDGES)]
+    found = _LABEL.sub("", lines[-1]).strip(" \t*`") if lines else ""
+    return NO_ANSWER if found.strip(_EDGES).upper() == NO_ANSWER else found or None
+
+
+def read_share(reply: str) -> float | None:
+    """A score from 0 to 1, if it is the only number in the reply."""
+    found = [float(number) for number in _NUMBER.findall(reply)]
+    return found[0] if len(found) == 1 and 0 <= found[0] <= 1 else None
+
+
+def read_review(reply: str) -> tuple[float, float] | None:
+    """Two scores from 1 to 10, if they are all the numbers on the first line: `8/10 9/10` is not understood."""
+    line = reply.strip().split("\n")[0]
+    found = [float(number) for number in _NUMBER.findall(line)]
+    return (found[0], found[1]) if len(found) == 2 and all(1 <= one <= 10 for one in found) else None
+
+
+def read_three_words(reply: str) -> str | None:
+    """`correct`, `incorrect` or `unclear`, if it is the only one of them in the reply."""
+    return read_word(reply, {word: word for word in ("correct", "incorrect", "unclear")})

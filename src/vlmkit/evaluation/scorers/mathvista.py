@@ -89,6 +89,39 @@ def mathvista_as_shipped(*, prediction: str, question: MathVistaQuestion, protoc
     return grade(float(bool(given) and given == wanted), extracted=None if given is None else str(given))
 
 
+def mathvista_exact(*, extraction: str, question: MathVistaQuestion) -> Score:
+    """Score what a judge took for the answer, as VLMEvalKit does: the letter, or the number, compared without rounding.
+
+    Source: VLMEvalKit `vlmeval/dataset/utils/mathvista.py` (`post_check`).
+    """
+    if question.question_type == "multi_choice":
+        letter = infer_choice(extraction, options=question.options)
+        return grade_letter(letter, answer=question.letter or "", options=question.options)
+    given, wanted = parse_float(extraction), parse_float(question.answer)
+    return grade(float(given is not None and given == wanted), extracted=None if given is None else extraction.strip())
+
+
+def needs_extraction(prediction: str, *, score: Score, question: MathVistaQuestion, protocol: str) -> bool:
+    """Whether a judge is to say what the answer is.
+
+    With lmms-eval, unless the prediction is an option's text or a number; with vlmevalkit, unless a letter is inferred
+    or the number is right (its lists are never right, judged or not); with vlmkit, where its rule finds nothing.
+
+    Args:
+        prediction: The answer.
+        score: By the protocol's rule without a judge.
+        question: What was asked.
+        protocol: vlmkit, lmms-eval or vlmevalkit.
+    """
+    if protocol == "lmms-eval":
+        return quick_literal(prediction.strip(), question=question) is None
+    if protocol == "vlmevalkit":
+        if question.question_type == "multi_choice":
+            return score.outcome == "unparsed"
+        return question.answer_type in ("integer", "float") and score.outcome != "right"
+    return score.outcome == "unparsed"
+
+
 _QUOTED_ANSWER = re.compile(r'The answer is "(.*)"\.')
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
+
+from vlmkit.evaluation.scorers.judges import read_word
 
 Verdict = Literal["correct", "incorrect", "not_attempted"]
 _LABELS: dict[str, Verdict] = {"正确": "correct", "错误": "incorrect", "未尝试": "not_attempted"}
@@ -21,6 +23,15 @@ def read_verdict(label: str) -> Verdict | None:
     """
     plain = label.replace("**", "")
     return "not_attempted" if len(plain) > 3 else _LABELS.get(plain)
+
+
+_WORDS = {"correct": "correct", "incorrect": "incorrect", "not attempted": "not_attempted"}
+
+
+def read_attempt(reply: str) -> Verdict | None:
+    """The verdict in a reply to our own prompt: CORRECT, INCORRECT or NOT_ATTEMPTED, or a Chinese label; else None."""
+    label = _LABELS.get(reply.replace("*", "").strip())
+    return label or cast("Verdict | None", read_word(reply, _WORDS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

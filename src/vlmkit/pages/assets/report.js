@@ -27,6 +27,8 @@ function card(benchmark, n) {
       number ? el("i", { style: { flex: String(number), background: `var(--${tones[outcome]}-mark)` } }) : null)),
     el("span", { class: "legend" }, outcomes.filter(([, number]) => number).map(([outcome, number]) =>
       el("span", {}, el("i", { class: "swatch", style: { background: `var(--${tones[outcome]}-mark)` } }), `${outcome} ${count(number)}`))),
+    figures.judging ? el("span", { class: "small muted" }, `judged by ${figures.judge.model}`,
+      figures.judging.failed ? `; ${count(figures.judging.failed)} of ${count(figures.judging.failed + figures.judging.judged)} judgements failed` : `; ${several(figures.judging.judged, "judgement")}`) : null,
     el("span", { class: "small muted" }, [`n ${count(figures.n)}`, `parsed ${percent(figures.parsed, 1)}`, figures.metric, figures.protocol + (figures.preset ? ` (${figures.preset})` : ""),
       ...Object.entries(figures.baselines || {}).map(([baseline, score]) => `${baseline.replaceAll("_", " ")} ${score.toFixed(1)}`)].join(" · ")));
 }
@@ -75,6 +77,7 @@ const browser = caseBrowser(byId("answers"), {
     said("question", one.prompt),
     said("answer", one.answer, tones[one.outcome]),
     said("expected", one.expected),
+    one.judged ? said("the judge replied", one.judged) : null,
     said("understood as", one.extracted || "(nothing was understood)"),
     one.error ? said("failed because", one.error, "bad") : null,
     el("p", { class: "figures-line" }, [`score ${one.score === null ? "–" : +one.score.toFixed(4)}`, one.tokens === null ? "" : several(one.tokens, "token"),
