@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.evaluation.real_columns import PLANTED, png, write_hub
 from tests.training.conftest import run, start
+from vlmkit.cli.sharing import find_place
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -72,6 +74,52 @@ def test_a_killed_evaluation_goes_on_and_equals_a_whole_one(model, tmp_path):
     assert told["score"] == pytest.approx(100 * right / 64)
     assert told["n"] == 64
     assert told["baselines"]["text_only_guesser"] < 45
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_and_a_killed_rank_ends_all_and_loses_nothing(model, tmp_path):
+    alone, two, killed = (tmp_path / name for name in ("alone", "two", "killed"))
+    settings = [f"ckpt={model}", "max_samples_per_benchmark=64", *QUICK]
+    run("eval", f"output_dir={alone}", *settings)
+    output = run("eval", f"output_dir={two}", "devices=2", *settings)
+    assert records(two) == records(alone)
+    assert output.count("Every answer:") == 1
+    assert sorted(path.name for path in (two / "shapes").iterdir()) == ["asked.json", "metrics.json", "records.jsonl"]
+    ours, theirs = (json.loads((place / "summary.json").read_text())["benchmarks"]["shapes"] for place in (two, alone))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+    process = start("eval", f"output_dir={killed}", "devices=2", *settings)
+    part = killed / "shapes" / "records.rank-1.jsonl"
+    while not part.exists() or not part.stat().st_size:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    (mark,) = killed.glob(".ranks/*/rank-1")
+    os.kill(int(mark.read_text().split()[1]), signal.SIGKILL)
+    dead = time.monotonic()
+    output = process.communicate(timeout=60)[0]
+    assert time.monotonic() - dead < 15
+    assert process.returncode == 1
+    assert "rank 1 ended without a word" in output.splitlines()[0]
+    assert 0 < len(part.read_text().splitlines()) < 32
+    run("eval", f"output_dir={killed}", "devices=1", *settings)
+    assert records(killed) == records(alone)
+
+
+@pytest.mark.parametrize(
+    ("devices", "environment", "expected"),
+    [
+        (1, {}, (0, 1, 0, False, False)),
+        (3, {}, (0, 3, 0, True, False)),
+        (1, {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (3, 4, 1, False, True)),
+        (1, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, (0, 1, 0, False, False)),
+        (1, {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}, (5, 8, 1, True, True)),
+        (1, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, (0, 1, 0, False, False)),  # sbatch, and no srun
+    ],
+)
+def test_torchrun_and_srun_are_heard(devices, environment, expected):
+    place = find_place(devices, environment)
+    share = place.share
+    assert (share.rank, share.num_ranks, place.local_rank, place.launch is not None, place.outside) == expected
 
 
 def test_other_weights_at_the_same_path_are_noticed(model, tmp_path):
@@ -160,6 +208,7 @@ def test_a_benchmark_of_one_s_own_takes_ten_lines(tmp_path):
         (["answers=gone.jsonl"], 1, "answers=gone.jsonl: no such file"),
         (["benchmarks=[gone.yaml]"], 1, "there is no file gone.yaml"),
         (["answers=x", "rescore=true"], 1, "Give one of the two"),
+        (["devices=0"], 1, "devices=0: wanted a whole number of at least 1"),
         (["batch_size=0", "max_samples_per_benchmark=1"], 1, "batch_size must be at least 1"),
     ],
 )

@@ -71,7 +71,7 @@ def test_real_images_train_export_and_answer(checkpoint, shared, tmp_path):
     losses = [line["loss"] for line in lines(tmp_path)]
     assert len(losses) == 8
     assert losses[-1] < losses[0] - 1
-    backend = HFBackend(directory=tmp_path / "hf", device="cpu", dtype="auto")
+    backend = HFBackend(directory=tmp_path / "hf", device="cpu", dtype="auto", workers=1)
     picture = ImagePart(demo / "demo/images/10095.png")
     asked = Conversation((Turn("user", (TextPart("Is the value of Favorable 38 in 2015?\n"), picture)),))
     answer = backend.generate([asked], GenerationParams(max_new_tokens=4, batch_size=1))[0]

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vlmkit.cli.options import COMMANDS
+
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(path.relative_to(REPOSITORY) for path in DOCS.rglob("*.md")) + [Path("README.md")]
@@ -32,6 +34,7 @@ QUICK = {
     "check": ("data.num_workers=0",),
     "inspect": ("data.num_workers=0",),
     "eval": ("max_samples_per_benchmark=4", "max_new_tokens=4", "progress=false"),
+    "chat": ("max_new_tokens=4",),
 }
 """Overrides that make a command small; one that the page gives itself stays as it is, but for the number of steps."""
 FEWER = {
@@ -103,7 +106,7 @@ def write_inputs(folder: Path) -> None:
     rows = []
     for number in range(24):
         picture = Image.fromarray(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8))
-        for name in (f"data/{number}.jpg", f"photos/{number}.jpg", f"{number}.jpg"):
+        for name in (f"data/{number}.jpg", f"photos/{number}.jpg", f"{number}.jpg", "photo.jpg"):
             picture.save(folder / name)
         said = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": f"Number {number}."}]
         rows.append({"id": str(number), "image": f"{number}.jpg", "conversations": said})
@@ -161,7 +164,7 @@ def _lines(path: Path, rows: list[dict]) -> None:
 def write_commands(folder: Path) -> Path:
     """Scripts by the names of the console commands, which run this checkout on small numbers; their folder."""
     folder.mkdir()
-    for name in ("train", "eval", "assemble", "convert", "inspect", "compare", "check", "chat", "doctor"):
+    for name in COMMANDS:
         script = folder / f"vlmkit-{name}"
         script.write_text(
             f"#!{sys.executable}\nimport sys\nfrom tests.docs.pages import small\nfrom vlmkit.cli.{name} import main\n"
@@ -205,6 +208,7 @@ def run_block(block: Block, folder: Path, commands: Path) -> None:
     text = re.sub(r"(?<=[= ])/(data|a)\b", rf"{folder}/data", block.text)
     command = [sys.executable, "-c", text] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", text]
     done = subprocess.run(
-        command, cwd=folder, env=environment(commands), capture_output=True, text=True, timeout=900, check=False
-    )
+        command, cwd=folder, env=environment(commands), capture_output=True, text=True, timeout=900,
+        check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
     assert done.returncode == 0, f"{block}:\n{block.text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

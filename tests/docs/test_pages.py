@@ -41,7 +41,7 @@ def place(tmp_path_factory) -> tuple[Path, Path]:
     commands = write_commands(folder / "bin")
     setting_up = blocks("bash")[0].__class__(
         page="tests", number=0, language="bash",
-        text="vlmkit-train run_dir=runs/full\n"
+        text="vlmkit-train run_dir=runs/full\ncp -r runs/full runs/s2\n"
         "for one in a b; do vlmkit-eval ckpt=runs/full output_dir=runs/$one/eval; done\n",
     )  # fmt: skip
     run_block(setting_up, folder, commands)

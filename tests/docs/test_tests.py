@@ -16,7 +16,7 @@ ROWS = [
 ]
 
 
-def tests_of(path: Path) -> set[str]:
+def names_in(path: Path) -> set[str]:
     """Names of the test functions of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
@@ -24,7 +24,7 @@ def tests_of(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(("file", "name"), [pytest.param(*one, id="::".join(one)) for one in NAMED])
 def test_a_named_test_is_there(file, name):
-    found = tests_of(TESTS / file)
+    found = names_in(TESTS / file)
     assert found if name == "*" else name in found
 
 

@@ -42,6 +42,26 @@ def family_processor(checkpoint) -> Processor:
     return load_processor(checkpoint, budget=BUDGET)
 
 
+def of_every_family(argument: str, values, *, quick):
+    """A mark: a test with each value for each family; of the others than Qwen3-VL, values that are not `quick` are slow.
+
+    Args:
+        argument: Of the test.
+        values: For it.
+        quick: Those that show most.
+    """
+    cases = [
+        pytest.param(name, value, marks=[] if name == NAMES[0] or value in quick else pytest.mark.slow)
+        for name in NAMES
+        for value in values
+    ]
+    return pytest.mark.parametrize(("family", argument), cases, indirect=["family"], ids=_id)
+
+
+def _id(value) -> str:
+    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
 def load_stock(checkpoint: Path, dtype: torch.dtype):
     """The unpatched model, as its users load it."""
     from transformers import AutoModelForImageTextToText

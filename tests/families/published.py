@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A language model: its width, layers, heads, heads of keys and values, head size, whether its head is tied, rope base."""
+    """A language model: its width, layers, heads, heads of keys and values, head size, whether its head is tied (None: not known), rope base."""
 
     width: int
     layers: int
     heads: int
     kv_heads: int
-    tied: bool
+    tied: bool | None
     rope: float
     head: int = 128
 
     @property
     def told(self) -> str:
         """As the yaml files say it."""
-        tied = "tied head" if self.tied else "head of its own"
+        tied = "" if self.tied is None else "tied head, " if self.tied else "head of its own, "
         return (
             f"{self.width} wide, {self.layers} layers, {self.heads} heads of {self.head} ({self.kv_heads} for keys and values), "
-            f"{tied}, rope base {self.rope:.0e}".replace("e+0", "e")
+            f"{tied}rope base {self.rope:.0e}".replace("e+0", "e")
         )
 
 
@@ -87,7 +87,7 @@ QWEN2_5_VL = {
     ),
 }
 QWEN3_5 = {
-    "Qwen/Qwen3.5-9B": (_LARGE, Text(width=4096, layers=32, heads=16, kv_heads=4, tied=False, rope=1e7, head=256))
+    "Qwen/Qwen3.5-9B": (_LARGE, Text(width=4096, layers=32, heads=16, kv_heads=4, tied=None, rope=1e7, head=256))
 }
 WHOLE = {**QWEN3_VL, **QWEN3_VL_MOE, **QWEN2_5_VL, **QWEN3_5}
 LANGUAGE_MODELS = {**QWEN3, **QWEN2_5}

@@ -151,7 +151,7 @@ def test_a_training_step_changes_what_is_trained(checkpoint, cache, tmp_path):
 
 def test_left_padded_batches_are_answered_as_single_prompts(checkpoint, pictures, clip):
     """Two prompts of unlike lengths in one batch, on the backend that evaluates."""
-    backend = HFBackend(directory=checkpoint, device="cpu", dtype="float32")
+    backend = HFBackend(directory=checkpoint, device="cpu", dtype="float32", workers=1)
     asked = [
         Conversation((Turn("user", (ImagePart(pictures[0]), TextPart("What is it?"))),)),
         Conversation((Turn("user", (VideoPart(clip), TextPart("what happens in all of this, please?"))),)),

@@ -17,7 +17,7 @@ from vlmkit.generation.streaming import Told, stream_answer
 
 @pytest.fixture(scope="module")
 def backend(tiny):
-    return HFBackend(directory=tiny.vision_language, device="cpu", dtype="float32")
+    return HFBackend(directory=tiny.vision_language, device="cpu", dtype="float32", workers=1)
 
 
 def question(*parts) -> Conversation:

@@ -45,7 +45,7 @@ def test_answers_are_those_of_transformers(vllm, tiny, pictures, clip, tmp_path)
     ]
     params = GenerationParams(max_new_tokens=6, batch_size=1)
     ours, theirs = VLLMBackend(directory=tiny.vision_language, **SETTINGS), HFBackend(
-        directory=tiny.vision_language, device="cpu", dtype="float32"
+        directory=tiny.vision_language, device="cpu", dtype="float32", workers=1
     )  # fmt: skip
     assert isinstance(ours, GenerationBackend)
     made, wanted = ours.generate(questions, params), theirs.generate(questions, params)
@@ -60,11 +60,11 @@ def test_answers_are_those_of_transformers(vllm, tiny, pictures, clip, tmp_path)
 
 
 def test_answers_end_where_those_of_transformers_do(vllm, tiny, tmp_path):
-    theirs = HFBackend(directory=tiny.vision_language, device="cpu", dtype="float32")
+    theirs = HFBackend(directory=tiny.vision_language, device="cpu", dtype="float32", workers=1)
     assert VLLMBackend(directory=tiny.vision_language, **SETTINGS).ends == theirs.ends
     shutil.copytree(tiny.vision_language, tmp_path / "plain")
     (tmp_path / "plain" / "generation_config.json").unlink()
-    theirs = HFBackend(directory=tmp_path / "plain", device="cpu", dtype="float32")
+    theirs = HFBackend(directory=tmp_path / "plain", device="cpu", dtype="float32", workers=1)
     assert VLLMBackend(directory=tmp_path / "plain", **SETTINGS).ends == theirs.ends
 
 

@@ -21,7 +21,7 @@ from vlmkit.pages.seen import look
 
 @pytest.fixture(scope="module")
 def backend(tiny):
-    return HFBackend(directory=tiny.vision_language, device="cpu", dtype="float32")
+    return HFBackend(directory=tiny.vision_language, device="cpu", dtype="float32", workers=1)
 
 
 @pytest.fixture

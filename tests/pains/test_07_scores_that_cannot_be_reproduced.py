@@ -47,7 +47,7 @@ def test_the_same_answers_score_differently_by_protocol_and_say_so(tmp_path):
 @pytest.fixture
 def evaluated(tiny, tmp_path):
     """A benchmark answered by the tiny model, with its summary, table and page."""
-    backend = HFBackend(directory=tiny.vision_language, device="cpu", dtype="float32")
+    backend = HFBackend(directory=tiny.vision_language, device="cpu", dtype="float32", workers=1)
     benchmark, how = make("gqa", write_hub(tmp_path, "gqa")), settings(tmp_path)
 
     def evaluate(folder, **changes):

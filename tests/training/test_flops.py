@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.families.fixtures import checkpoint, family
+from tests.families.fixtures import checkpoint, family, of_every_family
 from tests.families.tiny import CONFIGS
 from tests.training.conftest import write_manifest
 from tests.training.small_run import prepared
@@ -114,7 +114,7 @@ def test_adapters_are_counted_as_torch_counts_them(data, stock, batch, parts, na
     assert counted(hf).executed(batch) == pytest.approx(counted_by_torch(model, batch), rel=tolerance, abs=0)
 
 
-@pytest.mark.parametrize("name", ["nothing frozen", "merger only", "language model only"])
+@of_every_family("name", ["nothing frozen", "merger only", "language model only"], quick=["nothing frozen"])
 def test_every_family_is_counted_as_torch_counts_it(rows, checkpoint, family, cache, name):
     """But for layers with a state, which torch counts as computed, chunk by chunk: more than the mathematics asks for."""
     data = prepared(rows, checkpoint, cache, batch_size=8)
@@ -175,9 +175,9 @@ def test_counts_of_a_plan_are_those_of_its_packs(data, stock, batch):
     plan = data.plan
     found = count.executed_of(plan.num_tokens, plan.num_patches, plan.num_supervised_tokens)
     assert found[0] == pytest.approx(count.executed(batch))
-    assert FlopCount(model=Rates(token=2.0), merge=4).executed_of(plan.num_tokens, plan.num_patches, plan.num_tokens)[
-        0
-    ] == 2.0 * sum(batch["seqlens"])
+    of_tokens = FlopCount(model=Rates(token=2.0), merge=4)
+    found = of_tokens.executed_of(plan.num_tokens, plan.num_patches, plan.num_supervised_tokens)
+    assert found[0] == 2.0 * sum(batch["seqlens"])
 
 
 def test_the_peak_of_a_cpu_is_not_known():

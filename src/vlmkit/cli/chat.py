@@ -40,7 +40,7 @@ def _task(config: DictConfig) -> None:
 
     hush()
     directory = model_directory(config, assembled=Path("runs/chat/model"))
-    backend = HFBackend(directory=directory, device=config.device, dtype=config.dtype)
+    backend = HFBackend(directory=directory, device=config.device, dtype=config.dtype, workers=1)
     if config.serve:
         _serve(config, backend, directory)
         return

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from vlmkit.cli.checkpoints import model_directory
-from vlmkit.config import benchmark_nodes, build, run_command
+from vlmkit.cli.sharing import Place, all_ranks, find_place, settle
+from vlmkit.config import benchmark_nodes, build, run_command, this_job
 from vlmkit.errors import ConfigError
+from vlmkit.evaluation.parts import ALONE
 
 if TYPE_CHECKING:
     from vlmkit.evaluation.benchmark import Benchmark
@@ -41,14 +45,34 @@ def _task(config: DictConfig) -> None:
     judge = make_judge(config)
     benchmarks = without_unscorable([_benchmark(name, node, config) for name, node in nodes.items()], config)
     benchmarks = with_data(benchmarks, asked_for_all=config.benchmarks == "all")
+    asks = _needs_model(config)
+    place = find_place(config.devices, os.environ)
+    if config.answers or config.rescore:  # nothing is asked: the first one scores, all of it
+        if place.share.rank:
+            return
+        place = replace(place, share=ALONE)
+    if place.outside and asks and config.ckpt is None:
+        raise ConfigError("Processes started from outside need ckpt=: each would assemble a model of its own.")
     assembled = Path(config.output_dir or "runs/eval").expanduser() / "model"
-    directory = model_directory(config, assembled=assembled) if _needs_model(config) else None
+    directory = model_directory(config, assembled=assembled) if asks else None
     output_dir = _output_dir(config, directory)
-    _evaluate(config, benchmarks, directory, output_dir, judge)
+    if place.share.num_ranks == 1:
+        _evaluate(config, benchmarks, directory, output_dir, judge, place)
+        return
+    settled = [
+        f"{key}='{value}'" for key, value in (("ckpt", directory), ("output_dir", output_dir)) if value is not None
+    ]
+    with all_ranks(place, output_dir, [*this_job("eval", Path()), *settled]):
+        _evaluate(config, benchmarks, directory, output_dir, judge, place)
 
 
 def _evaluate(
-    config: DictConfig, benchmarks: list[Benchmark], directory: Path | None, output_dir: Path, judge: Judge | None
+    config: DictConfig,
+    benchmarks: list[Benchmark],
+    directory: Path | None,
+    output_dir: Path,
+    judge: Judge | None,
+    place: Place,
 ) -> None:
     from vlmkit.cli.judging import judged
     from vlmkit.cli.presets import preset_of
@@ -56,7 +80,7 @@ def _evaluate(
     from vlmkit.evaluation.aggregate import aggregate
     from vlmkit.evaluation.answered import FileAnswers
     from vlmkit.evaluation.report import table, write_reports
-    from vlmkit.evaluation.runner import RunSettings, run_answers, run_benchmark, score_records
+    from vlmkit.evaluation.runner import RunSettings, answer_benchmark, await_ranks, run_answers, score_records
     from vlmkit.generation.backend import GenerationBackend, GenerationParams
     from vlmkit.pages.report import write_report
 
@@ -70,6 +94,7 @@ def _evaluate(
         params=params,
         verbose=config.verbose,
         progress=config.progress,
+        share=place.share,
     )
     checkpoint = _checkpoint(config, directory, output_dir)
     if config.answers:
@@ -81,14 +106,22 @@ def _evaluate(
     elif config.rescore:
         found = {one.name: score_records(one, settings) for one in benchmarks}
     else:
+        if "device" in config.backend:
+            config.backend.device = settle(place, config.backend.device)
         runtime = {"directory": directory} if _takes_directory(config) else {}
         backend = build(config.backend, GenerationBackend, **runtime)
         if not directory:
             checkpoint["path"] = f"{config.backend.model} at {config.backend.base_url}"
         checkpoint |= backend.identity
         for one in benchmarks:
-            provenance.keep_asked(settings.path(one).parent, provenance.asked_with(backend, params))
-        found = {one.name: run_benchmark(one, backend, settings) for one in benchmarks}
+            if not place.share.rank:
+                provenance.keep_asked(settings.path(one).parent, provenance.asked_with(backend, params))
+            answer_benchmark(one, backend, settings)
+        if place.share.rank:
+            return
+        for one in benchmarks:
+            await_ranks(one, backend, settings)
+        found = {one.name: score_records(one, settings) for one in benchmarks}
     benchmarks, found, told = judged(benchmarks, found, judge=judge, settings=settings)
     figures = {one.name: aggregate(one, found[one.name]) | told.get(one.name, {}) for one in benchmarks}
     for one in benchmarks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,7 +85,7 @@ class FileAnswers:
                 _first(without),
             )
 
-    def answer(self, cases: Sequence[Case]) -> Iterator[Generation]:
+    def answer(self, cases: Iterable[Case]) -> Iterator[Generation]:
         """The answers to these cases."""
         for case in cases:
             text = self._answers.get(case.id)

@@ -38,12 +38,7 @@ def read_records(path: Path) -> list[Record]:
     if not path.is_file():
         return []
     content = path.read_bytes()
-    kept: list[bytes] = []
-    records: list[Record] = []
-    for line in content.splitlines(keepends=True):
-        if (record := _whole(line)) is not None:
-            records.append(record)
-            kept.append(line)
+    kept, records = _parse(content)
     good = b"".join(kept)
     if good == content:
         return records
@@ -57,6 +52,25 @@ def read_records(path: Path) -> list[Record]:
     _write(aside, good)
     aside.rename(path)
     return records
+
+
+def whole_records(path: Path) -> list[Record]:
+    """The whole records of a file that another process may be writing; nothing is mended."""
+    try:
+        return _parse(path.read_bytes())[1]
+    except FileNotFoundError:
+        return []
+
+
+def _parse(content: bytes) -> tuple[list[bytes], list[Record]]:
+    """The lines that are records, and these."""
+    kept: list[bytes] = []
+    records: list[Record] = []
+    for line in content.splitlines(keepends=True):
+        if (record := _whole(line)) is not None:
+            records.append(record)
+            kept.append(line)
+    return kept, records
 
 
 def _whole(line: bytes) -> Record | None:
@@ -96,7 +110,7 @@ def replace_records(path: Path, records: Iterable[Record]) -> None:
 def set_aside(path: Path) -> Path:
     """Rename records of another key, so that they are neither lost nor used."""
     number = 1
-    while (old := path.with_name(f"records.old-{number}.jsonl")).exists():
+    while (old := path.with_name(f"{path.stem}.old-{number}.jsonl")).exists():
         number += 1
     path.rename(old)
     return old

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,23 +14,14 @@ from tqdm import tqdm
 from vlmkit.errors import VlmkitError
 from vlmkit.evaluation.answered import FileAnswers
 from vlmkit.evaluation.benchmark import BadCase, Benchmark, Case
-from vlmkit.evaluation.records import (
-    SCHEMA,
-    Record,
-    append_records,
-    read_records,
-    record_key,
-    replace_records,
-    set_aside,
-)
+from vlmkit.evaluation.parts import ALONE, Share, answered_already, await_all, join_parts
+from vlmkit.evaluation.records import SCHEMA, Record, append_records, read_records, record_key, replace_records
 from vlmkit.evaluation.score import failed
-from vlmkit.generation.backend import Generation, GenerationBackend, GenerationParams
+from vlmkit.generation.backend import Generation, GenerationBackend, GenerationParams, Numbered, answers_of
 
 _log = logging.getLogger(__name__)
 UNSCORED = "cannot be scored: "
 """How the error of a record begins that has an answer, but one that its scorer refuses."""
-_WINDOW_BATCHES = 4
-"""Batches that are sorted by length together; after each window records are on the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +34,7 @@ class RunSettings:
         params: How answers are decoded.
         verbose: Print question, expected and given answer as they come.
         progress: Show a bar.
+        share: Which cases this process answers.
     """
 
     output_dir: Path
@@ -50,6 +42,7 @@ class RunSettings:
     params: GenerationParams
     verbose: bool
     progress: bool
+    share: Share = ALONE
 
     def path(self, benchmark: Benchmark) -> Path:
         """Where the records of a benchmark lie."""
@@ -62,14 +55,29 @@ def run_benchmark(benchmark: Benchmark, backend: GenerationBackend, settings: Ru
     Returns:
         The records, in the order of the data.
     """
+    answer_benchmark(benchmark, backend, settings)
+    return score_records(benchmark, settings)
 
-    def answer(cases: Sequence[Case]) -> Iterable[Generation]:
-        return backend.generate([case.conversation for case in cases], settings.params)
 
-    key = record_key(
-        identity=backend.identity, benchmark=_task(benchmark), decoding=vars(settings.params) | {"batch_size": None}
-    )
-    return _run(benchmark, answer, key, settings)
+def answer_benchmark(benchmark: Benchmark, backend: GenerationBackend, settings: RunSettings) -> None:
+    """Answer what is not answered yet, of this process's share; answers are on the disk before others take their place."""
+
+    def answer(cases: Iterable[Case]) -> Iterator[list[Numbered]]:
+        return answers_of(backend, (case.conversation for case in cases), settings.params)
+
+    _run(benchmark, answer, _key(benchmark, backend, settings), settings)
+
+
+def await_ranks(benchmark: Benchmark, backend: GenerationBackend, settings: RunSettings) -> None:
+    """Wait for the answers of the other ranks; nothing to wait for where there are none."""
+    if settings.share.num_ranks > 1:
+        identifiers = (case.id for case in islice(benchmark.cases(), settings.max_samples))
+        await_all(settings.path(benchmark), _key(benchmark, backend, settings), identifiers)
+
+
+def _key(benchmark: Benchmark, backend: GenerationBackend, settings: RunSettings) -> str:
+    decoding = vars(settings.params) | {"batch_size": None}
+    return record_key(identity=backend.identity, benchmark=_task(benchmark), decoding=decoding)
 
 
 def run_answers(benchmark: Benchmark, answers: FileAnswers, settings: RunSettings) -> list[Record]:
@@ -81,29 +89,61 @@ def run_answers(benchmark: Benchmark, answers: FileAnswers, settings: RunSetting
     identifiers = [case.id for case in islice(benchmark.cases(), settings.max_samples)]
     answers.check(benchmark.name, identifiers)
     key = record_key(identity=answers.identity, benchmark=_task(benchmark), decoding={})
-    return _run(benchmark, answers.answer, key, settings)
 
+    def answer(cases: Iterable[Case]) -> Iterator[list[Numbered]]:
+        numbered, size = enumerate(answers.answer(cases)), settings.params.batch_size
+        while batch := list(islice(numbered, size)):
+            yield batch
 
-_Answer = Callable[[Sequence[Case]], Iterable[Generation]]
-
-
-def _run(benchmark: Benchmark, answer: _Answer, key: str, settings: RunSettings) -> list[Record]:
-    path = settings.path(benchmark)
-    done = read_records(path)
-    if any(record["key"] != key for record in done):
-        old = set_aside(path)
-        _log.warning("%s: answers of another model, prompt or decoding are not used again; they lie in %s.", path, old)
-        done = []
-    answered = {record["id"] for record in done if not record.get("transient")}
-    total = min(len(benchmark), settings.max_samples or len(benchmark))
-    with tqdm(total=total, desc=benchmark.name, unit="case", disable=not settings.progress) as bar:
-        cases = islice(benchmark.cases(), settings.max_samples)
-        missing = _not_yet(cases, answered, bar)
-        for window in _windows(missing, settings.params.batch_size * _WINDOW_BATCHES):
-            records = _answer(benchmark, answer, window, settings, key)
-            append_records(path, records)
-            bar.update(len(records))
+    _run(benchmark, answer, key, settings)
     return score_records(benchmark, settings)
+
+
+_Answers = Callable[[Iterable[Case]], Iterator[list[Numbered]]]
+
+
+def _run(benchmark: Benchmark, answer: _Answers, key: str, settings: RunSettings) -> None:
+    path = settings.path(benchmark)
+    answered, aside = answered_already(path, key, settings.share)
+    for old in aside:
+        _log.warning("%s: answers of another model, prompt or decoding are not used again; they lie in %s.", path, old)
+    total = min(len(benchmark), settings.max_samples or len(benchmark))
+    own = len(range(settings.share.rank, total, settings.share.num_ranks))
+    hidden = not settings.progress or settings.share.rank > 0
+    with tqdm(total=own, desc=benchmark.name, unit=" cases", disable=hidden) as bar:
+        places = enumerate(islice(benchmark.cases(), settings.max_samples))
+        mine = (case for place, case in places if settings.share.holds(place))
+        for records in _answered(benchmark, answer, _not_yet(mine, answered, bar), key):
+            append_records(settings.share.own(path), records)
+            bar.update(len(records))
+            if settings.verbose:
+                for record in records:
+                    _show(record)
+
+
+def _answered(
+    benchmark: Benchmark, answer: _Answers, cases: Iterable[Case | BadCase], key: str
+) -> Iterator[list[Record]]:
+    """Records of cases as they are answered; rows that make no question come with the next."""
+    asked: dict[int, Case] = {}
+    bad: list[Record] = []
+
+    def questions() -> Iterator[Case]:
+        number = 0
+        for case in cases:
+            if isinstance(case, Case):
+                asked[number] = case
+                number += 1
+                yield case
+            else:
+                failure = Generation(text="", num_tokens=0, seconds=0.0, error=case.reason)
+                bad.append(_record(benchmark, case, failure, key))
+
+    for told in answer(questions()):
+        yield [*bad, *(_record(benchmark, asked.pop(number), one, key) for number, one in told)]
+        bad.clear()
+    if bad:
+        yield bad
 
 
 def score_records(benchmark: Benchmark, settings: RunSettings) -> list[Record]:
@@ -118,6 +158,7 @@ def score_records(benchmark: Benchmark, settings: RunSettings) -> list[Record]:
         VlmkitError: there are none.
     """
     path = settings.path(benchmark)
+    join_parts(path)
     by_id = {record["id"]: record for record in read_records(path)}
     if not by_id:
         raise VlmkitError(f"{path}: no records to score. Run the evaluation without rescore=true first.")
@@ -150,9 +191,11 @@ def _graded(benchmark: Benchmark, case: Case | BadCase, record: Record) -> Recor
 def _not_yet(
     cases: Iterable[Case | BadCase], answered: Container[str], bar: tqdm[NoReturn]
 ) -> Iterator[Case | BadCase]:
-    """The cases without a record; the others only move the bar."""
+    """The cases without a record; the others move the bar, but are not counted in its rate."""
     for case in cases:
         if case.id in answered:
+            if not bar.disable:
+                bar.initial += 1
             bar.update()
         else:
             yield case
@@ -161,30 +204,6 @@ def _not_yet(
 def _task(benchmark: Benchmark) -> dict[str, Any]:
     """What identifies the questions."""
     return {"benchmark": benchmark.name, **benchmark.task()}
-
-
-def _windows(cases: Iterable[Case | BadCase], size: int) -> Iterator[Sequence[Case | BadCase]]:
-    """Cases by so many: only one window is in memory."""
-    cases = iter(cases)
-    while window := list(islice(cases, size)):
-        yield window
-
-
-def _answer(
-    benchmark: Benchmark, answer: _Answer, window: Sequence[Case | BadCase], settings: RunSettings, key: str
-) -> list[Record]:
-    answers = iter(answer([case for case in window if isinstance(case, Case)]))
-    records: list[Record] = []
-    for case in window:
-        given = (
-            next(answers)
-            if isinstance(case, Case)
-            else Generation(text="", num_tokens=0, seconds=0.0, error=case.reason)
-        )
-        records.append(_record(benchmark, case, given, key))
-        if settings.verbose:
-            _show(records[-1])
-    return records
 
 
 def _record(benchmark: Benchmark, case: Case | BadCase, answer: Generation, key: str) -> Record:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, runtime_checkable
 
 from vlmkit.conversation import Conversation
@@ -58,3 +59,32 @@ class GenerationBackend(Protocol):
     def generate(self, conversations: Sequence[Conversation], params: GenerationParams) -> list[Generation]:
         """Answer each conversation; one that cannot be encoded comes back with its error, and ends nothing."""
         ...
+
+
+Numbered = tuple[int, Generation]
+"""An answer and the place of its conversation, from 0."""
+
+
+@runtime_checkable
+class StreamingBackend(GenerationBackend, Protocol):
+    """A backend that takes conversations as it needs them, and tells answers as they end."""
+
+    def stream(self, conversations: Iterable[Conversation], params: GenerationParams) -> Iterator[list[Numbered]]:
+        """Answer each conversation once, in any order.
+
+        Between two lists at most `params.batch_size` answers are under way; what stands in a list is never asked again.
+        """
+        ...
+
+
+def answers_of(
+    backend: GenerationBackend, conversations: Iterable[Conversation], params: GenerationParams
+) -> Iterator[list[Numbered]]:
+    """Answers as they end, of any backend: of one that does not stream, batch by batch."""
+    if isinstance(backend, StreamingBackend):
+        yield from backend.stream(conversations, params)
+        return
+    conversations, done = iter(conversations), 0
+    while batch := list(islice(conversations, params.batch_size)):
+        yield list(enumerate(backend.generate(batch, params), done))
+        done += len(batch)

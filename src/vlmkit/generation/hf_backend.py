@@ -1,42 +1,49 @@
-"""Answers from a Hugging Face directory with plain transformers, in left-padded batches."""
+"""Answers from a Hugging Face directory: the stock transformers model, decoded by our own loop."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from vlmkit.conversation import Conversation
-from vlmkit.errors import CheckpointError, ConfigError, DataError
-from vlmkit.generation.backend import Generation, GenerationParams
+from vlmkit.errors import CheckpointError, ConfigError
+from vlmkit.generation.ahead import Ahead
+from vlmkit.generation.backend import Generation, GenerationParams, Numbered
+from vlmkit.generation.decoding import Answered, Decoder
+from vlmkit.generation.stock import StockDecoder
 from vlmkit.model.checkpoint import weights_hash
-from vlmkit.processing.encode import encode_prompt
-from vlmkit.processing.processor import load_processor
+from vlmkit.model.packed import PackedVLM
+from vlmkit.processing.processor import Processor, load_processor
 
-_MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+WINDOW_BATCHES = 8
+"""Batches whose prompts are ordered by length together."""
+_OWN = ("qwen3_vl",)
+_PACK_TOKENS = 8192
+_CHECK_EVERY = {"cpu": 1, "cuda": 8}
+"""Steps between two looks for end tokens: on a CPU a look costs nothing, elsewhere it waits for the device."""
 
 
 class HFBackend:
-    """Greedy decoding with the stock model.
+    """Greedy decoding with the stock model: in fp32, token for token what its `generate` gives for each prompt alone.
 
     Args:
         directory: Hugging Face directory of model and processor.
         device: `auto` (a GPU where there is one), or a torch device.
         dtype: `auto` (as saved), float32, bfloat16 or float16.
+        workers: Threads that read media and encode prompts ahead of the model.
     """
 
-    def __init__(self, *, directory: Path, device: str, dtype: str) -> None:
+    def __init__(self, *, directory: Path, device: str, dtype: str, workers: int) -> None:
         if dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"backend.dtype={dtype}: choose auto, float32, bfloat16 or float16.")
         self.directory = directory
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self.processor = load_processor(directory)
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        processor = load_processor(directory)
         kind = "auto" if dtype == "auto" else getattr(torch, dtype)
         try:
             model: Any = AutoModelForImageTextToText.from_pretrained(
@@ -46,18 +53,19 @@ class HFBackend:
             raise CheckpointError(
                 f"ckpt={directory}: no model can be loaded ({str(error).splitlines()[0]}). Export or download it again."
             ) from error
-        self.model = model.eval().to(self.device)
         self.dtype = dtype
-        self._find_ends()
+        self._take(model.eval().to(place), processor, workers)
 
-    def _find_ends(self) -> None:
-        """Tokens that end an answer, and the one that pads."""
-        tokenizer = self.processor.hf.tokenizer
+    def _take(self, model: Any, processor: Processor, workers: int) -> None:
+        """Make what decodes."""
+        self.model = model
+        self.processor = processor
+        self.device: torch.device = model.lm_head.weight.device
+        self.ahead = Ahead(processor=processor, workers=workers)
+        self.ends = end_tokens(model, processor)
+        tokenizer = processor.hf.tokenizer
         self.padding: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        config = self.model.generation_config
-        told = config.eos_token_id if config is not None else None
-        ends: set[Any] = {tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])}
-        self.ends: list[int] = sorted(ends - {None})
+        self.decoder = _decoder(model, processor, self.ends)
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -66,75 +74,55 @@ class HFBackend:
         return {"backend": "hf", "weights": weights, "processor": self.processor.fingerprint, "dtype": self.dtype}
 
     def generate(self, conversations: Sequence[Conversation], params: GenerationParams) -> list[Generation]:
-        """Answer each conversation, in order; prompts of like length are decoded together."""
-        found: dict[int, Generation] = {}
-        prompts: dict[int, dict[str, Tensor]] = {}
-        for number, conversation in enumerate(conversations):
-            try:
-                prompts[number] = encode_prompt(conversation, self.processor)
-            except DataError as error:
-                found[number] = Generation(text="", num_tokens=0, seconds=0.0, error=str(error))
-        order = sorted(prompts, key=lambda number: prompts[number]["input_ids"].shape[1])
-        for start in range(0, len(order), params.batch_size):
-            chosen = order[start : start + params.batch_size]
-            answers = self._answer([prompts[number] for number in chosen], params)
-            found.update(zip(chosen, answers, strict=True))
+        """Answer each conversation, in order."""
+        found = {number: answer for told in self.stream(conversations, params) for number, answer in told}
         return [found[number] for number in range(len(conversations))]
 
-    def _answer(self, prompts: list[dict[str, Tensor]], params: GenerationParams) -> list[Generation]:
-        """Decode one batch; where the device's memory does not suffice, its halves one after the other."""
-        started = time.perf_counter()
+    @torch.inference_mode()
+    def stream(self, conversations: Iterable[Conversation], params: GenerationParams) -> Iterator[list[Numbered]]:
+        """Answers as they end; prompts are ordered by length within windows of eight batches.
+
+        One that cannot be encoded is told with its error, and so is one too large for the memory, once another was
+        answered.
+
+        Raises:
+            VlmkitError: memory does not suffice for the first answer.
+        """
+        size, most, window = params.batch_size, params.max_new_tokens, params.batch_size * WINDOW_BATCHES
+        if isinstance(self.decoder, StockDecoder):
+            answers = self.decoder.answer(conversations, num_rows=size, window=window, max_new_tokens=most)
+            for told in answers:
+                yield [(one.number, self._generation(one)) for one in told]
+            return
+        prompts = self.ahead(conversations, window=window, ready=size)
         try:
-            new = self._decode(prompts, params)
-        except torch.cuda.OutOfMemoryError:
-            if len(prompts) == 1:
-                raise
-            torch.cuda.empty_cache()
-            half = len(prompts) // 2
-            return [*self._answer(prompts[:half], params), *self._answer(prompts[half:], params)]
-        seconds = (time.perf_counter() - started) / len(prompts)
-        answers: list[Generation] = []
-        for tokens in new.tolist():
-            end = next((place + 1 for place, token in enumerate(tokens) if token in self.ends), len(tokens))
-            text = self.processor.hf.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-            answers.append(Generation(text=text, num_tokens=end, seconds=seconds))
-        return answers
+            for told in self.decoder.answer(prompts, num_rows=size, max_new_tokens=most):
+                yield [(one.number, self._generation(one)) for one in told]
+        finally:
+            prompts.close()
 
-    def _decode(self, prompts: list[dict[str, Tensor]], params: GenerationParams) -> Tensor:
-        batch = {name: value.to(self.device) for name, value in pad_left(prompts, self.padding).items()}
-        with torch.inference_mode():
-            whole = self.model.generate(
-                **batch,
-                max_new_tokens=params.max_new_tokens,
-                do_sample=False,
-                eos_token_id=self.ends,
-                pad_token_id=self.padding,
-            )
-        return whole[:, batch["input_ids"].shape[1] :]
+    def _generation(self, answered: Answered) -> Generation:
+        text = self.processor.hf.tokenizer.decode(answered.tokens, skip_special_tokens=True)
+        return Generation(text=text, num_tokens=len(answered.tokens), seconds=answered.seconds, error=answered.error)
 
 
-def pad_left(prompts: Sequence[dict[str, Tensor]], padding: int) -> dict[str, Tensor]:
-    """Join prompts into one batch, padded on the left and masked; media one after the other.
+def end_tokens(model: Any, processor: Processor) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, and those that the model's generation config names."""
+    config = model.generation_config
+    told = config.eos_token_id if config is not None else None
+    ends: set[Any] = {processor.hf.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])}
+    return sorted(ends - {None})
 
-    Args:
-        prompts: As `encode_prompt` makes them.
-        padding: Token id of the padding.
 
-    Returns:
-        input_ids, attention_mask, mm_token_type_ids: (prompts, longest); media as in the prompts, joined.
-    """
-    longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
-
-    def padded(name: str, value: int) -> Tensor:
-        rows = [prompt[name][0] for prompt in prompts]
-        return torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0), value=value) for row in rows])
-
-    batch = {
-        "input_ids": padded("input_ids", padding),
-        "attention_mask": padded("attention_mask", 0),
-        "mm_token_type_ids": padded("mm_token_type_ids", 0),
-    }
-    for name in _MEDIA:
-        if parts := [prompt[name] for prompt in prompts if name in prompt]:
-            batch[name] = torch.cat(parts)
-    return batch
+def _decoder(model: Any, processor: Processor, ends: list[int]) -> Decoder | StockDecoder:
+    """Our own decoding where the model's layers are those it was written for, transformers' elsewhere."""
+    if model.config.model_type not in _OWN:
+        return StockDecoder(model=model, processor=processor, ends=ends)
+    return Decoder(
+        packed=PackedVLM(model, pixel_mean=processor.pixel_mean, pixel_std=processor.pixel_std),
+        processor=processor,
+        ends=ends,
+        check_every=_CHECK_EVERY.get(model.lm_head.weight.device.type, _CHECK_EVERY["cuda"]),
+        enter_at=1,
+        pack_tokens=_PACK_TOKENS,
+    )

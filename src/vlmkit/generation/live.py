@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
+from vlmkit.conversation import Conversation
+from vlmkit.generation.backend import GenerationParams, Numbered
 from vlmkit.generation.hf_backend import HFBackend
 from vlmkit.processing.processor import Processor
+
+_WORKERS = 1
+"""Threads beside those of the training's loader."""
 
 
 class LiveBackend(HFBackend):
@@ -20,18 +26,21 @@ class LiveBackend(HFBackend):
     """
 
     def __init__(self, *, model: Any, processor: Processor, step: int) -> None:
-        self.model = model
-        self.processor = processor
-        self.device = next(model.parameters()).device
         self.dtype = str(model.dtype)
         self.step = step
-        self._find_ends()
+        self._take(model, processor, _WORKERS)
 
     @property
     def identity(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]  # nothing to cache
         """The step, and the processor."""
         return {"backend": "live", "weights": f"step {self.step}", "processor": self.processor.fingerprint}
 
-    def _decode(self, prompts: list[dict[str, torch.Tensor]], params: Any) -> torch.Tensor:
-        with torch.autocast(self.device.type, enabled=False):
-            return super()._decode(prompts, params)
+    def stream(self, conversations: Iterable[Conversation], params: GenerationParams) -> Iterator[list[Numbered]]:
+        """As `HFBackend`; in the precision of the weights, and not compiled: each step has a shape of its own."""
+        answers = super().stream(conversations, params)
+        while True:
+            with torch.autocast(self.device.type, enabled=False), torch.compiler.set_stance("force_eager"):
+                told = next(answers, None)
+            if told is None:
+                return
+            yield told

@@ -97,8 +97,14 @@ class PackedVLM(nn.Module):
         """Logits at every position, (1, tokens, vocabulary): for tests and previews, never for training."""
         return self.hf.lm_head(self.hidden_states(batch))
 
-    def hidden_states(self, batch: Batch) -> Tensor:
-        """States after the last norm, (1, tokens, width)."""
+    def hidden_states(self, batch: Batch, *, cache: Any = None) -> Tensor:
+        """States after the last norm, (1, tokens, width).
+
+        Args:
+            batch: See `vlmkit.batch.Batch`.
+            cache: Handed every layer's keys and values, (1, heads, tokens, head_size), as transformers' caches are; gives
+                back what is attended to.
+        """
         language = self.hf.model.language_model
         embeds = language.embed_tokens(batch["input_ids"])
         merged, deepstack = self._see(batch)
@@ -108,7 +114,7 @@ class PackedVLM(nn.Module):
             deepstack = []
         else:
             embeds = embeds.index_copy(1, batch["visual_positions"], merged[None].to(embeds.dtype))
-        return self._read(embeds, deepstack, batch)
+        return self._read(embeds, deepstack, batch, cache)
 
     def _see(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Visual tokens (V, width) and the DeepStack features of the same shape, from one call into the encoder."""
@@ -153,7 +159,7 @@ class PackedVLM(nn.Module):
         filler, segments = filled(cu_seqlens, seqlens)
         return filler, segments, segments
 
-    def _read(self, embeds: Tensor, deepstack: list[Tensor], batch: Batch) -> Tensor:
+    def _read(self, embeds: Tensor, deepstack: list[Tensor], batch: Batch, cache: Any) -> Tensor:
         language: Any = self.hf.model.language_model
         filler, cu_seqlens, seqlens = self._segments(batch["cu_seqlens"], batch["seqlens"])
         positions = fill_rows(batch["position_ids"], filler, 2)
@@ -164,6 +170,7 @@ class PackedVLM(nn.Module):
                 hidden,
                 position_embeddings=rotary,
                 position_ids=positions[0],
+                past_key_values=cache,
                 use_cache=False,
                 cu_seq_lens_q=cu_seqlens,
                 cu_seq_lens_k=cu_seqlens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Pixels = Literal["uint8", "float32"]
 _SHORT_TEXT = 2
 _MAX_SHORT_TEXTS = 1024
+_TOKENISING = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,11 +110,25 @@ def encode_example(conversation: Conversation, processor: Processor, *, pixels: 
     Raises:
         DataError: a medium cannot be read, or the template refuses the conversation. With the conversation's origin.
     """
+    return _sample(conversation, processor, pixels, generation_prompt=False)
+
+
+def encode_question(conversation: Conversation, processor: Processor) -> Sample:
+    """Encode a conversation up to the generation prompt as a `Sample`: pixels as bytes, nothing supervised.
+
+    Raises:
+        DataError: as `encode_example`.
+    """
+    return _sample(conversation, processor, "uint8", generation_prompt=True)
+
+
+def _sample(conversation: Conversation, processor: Processor, pixels: Pixels, *, generation_prompt: bool) -> Sample:
     import torch
 
     with _located(conversation):
         layouts = [layout(part, processor) for part in conversation.media]
-        encoded = _encode(render(conversation, processor), layouts, processor)
+        rendered = render(conversation, processor, generation_prompt=generation_prompt)
+        encoded = _encode(rendered, layouts, processor)
         stills: list[Tensor] = []
         videos: list[Tensor] = []
         for part, place in zip(conversation.media, layouts, strict=True):
@@ -135,15 +151,20 @@ def encode_example(conversation: Conversation, processor: Processor, *, pixels: 
     )
 
 
-def measure_example(conversation: Conversation, processor: Processor) -> Measure:
+def measure_example(conversation: Conversation, processor: Processor, *, generation_prompt: bool = False) -> Measure:
     """Count the tokens and patches of a conversation, exactly as `encode_example` would make them.
+
+    Args:
+        conversation: What was said.
+        processor: Tokenizer, template and image rules.
+        generation_prompt: Count what `encode_question` would make instead.
 
     Raises:
         DataError: as `encode_example`, as far as headers tell.
     """
     with _located(conversation):
         layouts = [layout(part, processor) for part in conversation.media]
-        encoded = _encode(render(conversation, processor), layouts, processor)
+        encoded = _encode(render(conversation, processor, generation_prompt=generation_prompt), layouts, processor)
     num_patches = sum(place.num_patches for place in layouts)
     return Measure(
         num_tokens=len(encoded.ids),
@@ -309,11 +330,12 @@ def _tokenise(texts: list[str], processor: Processor) -> list[Encoding]:
     known = processor.encodings
     fresh = [text for text in texts if text not in known]
     backend = processor.hf.tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True
-    try:
-        found = iter(backend.encode_batch(fresh, add_special_tokens=False))
-    finally:
-        backend.encode_special_tokens = False
+    with _TOKENISING:  # the switch is the tokenizer's, not the call's
+        backend.encode_special_tokens = True
+        try:
+            found = iter(backend.encode_batch(fresh, add_special_tokens=False))
+        finally:
+            backend.encode_special_tokens = False
     encodings = [known[text] if text in known else next(found) for text in texts]
     for text, encoding in zip(texts, encodings, strict=True):
         if len(text) <= _SHORT_TEXT and len(known) < _MAX_SHORT_TEXTS:

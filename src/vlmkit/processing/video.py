@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -80,7 +81,7 @@ class VideoReading:
     def _read(self, path: Path, ask: Callable[[VideoReader], T]) -> T:
         name = choose_reader(self.reader)
         try:
-            return ask(_reader(name, self.timeout_seconds))
+            return ask(_reader(name, self.timeout_seconds, threading.get_ident()))
         except ReadError as error:
             raise DataError(
                 f"video {str(path)!r} cannot be read by {name} ({error}). Replace the file or drop the row.",
@@ -119,7 +120,8 @@ def choose_reader(name: str) -> str:
 
 
 @cache
-def _reader(name: str, timeout_seconds: float | None) -> VideoReader:
+def _reader(name: str, timeout_seconds: float | None, _thread: int) -> VideoReader:
+    """Of each thread its own: a process answers one question at a time, and ends with the thread that started it."""
     return READERS[name]() if timeout_seconds is None else ReadingProcess(name, timeout_seconds=timeout_seconds)
 
 

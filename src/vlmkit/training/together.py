@@ -20,7 +20,9 @@ _GRACE_SECONDS = 5.0
 
 
 @contextmanager
-def together(*, run_dir: Path, launch: str, rank: int, num_ranks: int) -> Generator[None]:
+def together(
+    *, run_dir: Path, launch: str, rank: int, num_ranks: int, program: str = "vlmkit-train"
+) -> Generator[None]:
     """Stop all ranks when one fails, within seconds, and show the error of the first.
 
     A rank that fails says so in a file beside the run, prints its error and leaves at once: what Lightning or the
@@ -32,11 +34,12 @@ def together(*, run_dir: Path, launch: str, rank: int, num_ranks: int) -> Genera
         launch: Names this start of the run, the same for all ranks.
         rank: Of this process.
         num_ranks: With one there is nothing to do.
+        program: What messages begin with.
     """
     if num_ranks == 1:
         yield
         return
-    watch = _Watch(run_dir / ".ranks" / launch, rank)
+    watch = _Watch(run_dir / ".ranks" / launch, rank, program)
     watch.start()
     try:
         yield
@@ -48,10 +51,11 @@ def together(*, run_dir: Path, launch: str, rank: int, num_ranks: int) -> Genera
 class _Watch(threading.Thread):
     """The files of one start of a run, and the thread that watches them."""
 
-    def __init__(self, directory: Path, rank: int) -> None:
+    def __init__(self, directory: Path, rank: int, program: str) -> None:
         super().__init__(daemon=True, name="ranks")
         self.directory = directory
         self.rank = rank
+        self.program = program
         self.failed = directory / "failed"
         self.ended = threading.Event()
         directory.mkdir(parents=True, exist_ok=True)
@@ -105,11 +109,11 @@ class _Watch(threading.Thread):
             if gone and not (self.directory / f"done-{rank}").exists() and not self.failed.exists():
                 text = f"rank {rank} ended without a word (process {pid}: killed, perhaps for want of memory)"
                 if self._claim(text):
-                    print(f"vlmkit-train: {text}", file=sys.stderr, flush=True)
+                    print(f"{self.program}: {text}", file=sys.stderr, flush=True)
 
     def _leave(self, text: str) -> None:
         sys.stdout.flush()
-        print(f"vlmkit-train: {text}", file=sys.stderr, flush=True)
+        print(f"{self.program}: {text}", file=sys.stderr, flush=True)
         os._exit(1)
 
 
