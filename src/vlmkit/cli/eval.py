@@ -52,7 +52,7 @@ def _task(config: DictConfig) -> None:
             return
         place = replace(place, share=ALONE)
     if place.outside and asks and config.ckpt is None:
-        raise ConfigError("Processes started from outside need ckpt=: each would assemble a model of its own.")
+        raise ConfigError("ckpt=: processes started from outside would each assemble a model of their own. Add ckpt=...")
     assembled = Path(config.output_dir or "runs/eval").expanduser() / "model"
     directory = model_directory(config, assembled=assembled) if asks else None
     output_dir = _output_dir(config, directory)

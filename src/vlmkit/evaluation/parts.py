@@ -32,7 +32,7 @@ class Share:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.num_ranks:
-            raise ValueError(f"rank {self.rank} of {self.num_ranks} does not exist")
+            raise ValueError(f"rank {self.rank} of {self.num_ranks} does not exist. Set RANK and WORLD_SIZE to match.")
 
     def holds(self, place: int) -> bool:
         """Whether the case at a place of the data is this process's."""
