@@ -109,18 +109,18 @@ def test_a_benchmark_s_keys_bind(name):
     _check_ours(node, keys, parameters)
 
 
+def test_the_judge_s_keys_bind():
+    node = OmegaConf.to_container(composed("eval"), resolve=False)["judge"]
+    keys, parameters = set(node) - {"_target_"}, parameters_of(node)
+    assert keys == set(parameters)
+    _check_ours(node, keys, parameters)
+
+
 @pytest.mark.parametrize("path", sorted((conf_dir() / "hydra").glob("*/*.yaml")), ids=lambda path: path.stem)
 def test_a_sweeper_s_or_launcher_s_keys_bind(path):
     node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     keys = set(node) - {"_target_", "_recursive_"}
     parameters = parameters_of(node)
-    assert keys == set(parameters)
-    _check_ours(node, keys, parameters)
-
-
-def test_the_judge_s_keys_bind():
-    node = OmegaConf.to_container(composed("eval"), resolve=False)["judge"]
-    keys, parameters = set(node) - {"_target_"}, parameters_of(node)
     assert keys == set(parameters)
     _check_ours(node, keys, parameters)
 
@@ -230,6 +230,25 @@ def test_a_check_is_composed_as_the_training_it_checks(overrides):
     assert check == train
 
 
+def test_lists_are_taken_as_they_are_written():
+    """Sources plain or with settings, several loggers, all benchmarks; each job of a sweep has its own choice."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from vlmkit.config import benchmark_nodes
+
+    data = composed("train", "data=llava", "data.sources=[a.json,{path: b.jsonl, weight: 2}]").data
+    assert OmegaConf.to_container(data.sources) == ["a.json", {"path": "b.jsonl", "weight": 2}]
+    assert set(composed("train", "logger=[csv,wandb]").logger) == {"csv", "wandb"}
+    assert composed("train", "logger=none").logger == {}
+    assert sorted(benchmark_nodes("all")) == options_of("eval")
+    assert list(benchmark_nodes(composed("eval", "benchmarks=[gqa,mmmu]").benchmarks)) == ["gqa", "mmmu"]
+    overrides = OverridesParser.create().parse_overrides(["freeze=merger_only,vision_frozen"])
+    jobs = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
+    chosen = [composed("train", *job).freeze.language_model for job in jobs]
+    assert chosen == [True, False]
+
+
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +310,7 @@ def test_help_and_config_answer_without_torch(command, arguments):
         ("assemble", "model.vision_encodr=x", "Did you mean model.vision_encoder"),
         ("train", "model=nope", "model=nope: no such option. There are: qwen2_5_vision3b_llm1_5b, "),
         ("train", "model=tinny", "model=tinny: no such option. Did you mean tiny?"),
+        ("train", "logger=", "logger=: no such option. There are: csv, mlflow, none, tensorboard, wandb."),
         ("train", "data.sources=[a", "data.sources=[a: not readable as key=value"),
         ("train", "resume", "resume: not readable as key=value"),
         ("eval", "benchmarks=[shaped]", "no benchmark is named 'shaped'. Did you mean shapes?"),
