@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlmkit.evaluation.aggregate import aggregate
 from vlmkit.evaluation.benchmark import Benchmark
+from vlmkit.evaluation.metric import figures_of
 from vlmkit.evaluation.report import write_reports
 from vlmkit.evaluation.runner import RunSettings, run_benchmark
 from vlmkit.generation.backend import GenerationBackend
@@ -43,7 +43,7 @@ class LiveBenchmarks:
         backend = self.make_backend(step)
         place: Path = self.settings.output_dir / f"step-{step:06d}"
         settings = replace(self.settings, output_dir=place)
-        figures = {one.name: aggregate(one, run_benchmark(one, backend, settings)) for one in self.benchmarks}
+        figures = {one.name: figures_of(one, run_benchmark(one, backend, settings)) for one in self.benchmarks}
         write_reports(place, checkpoint=backend.identity, benchmarks=figures)
         return {
             name: float(figures[one.name]["score"]) for name, one in zip(self.metrics, self.benchmarks, strict=True)

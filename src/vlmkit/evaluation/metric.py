@@ -14,9 +14,17 @@ from vlmkit.evaluation.aggregate import aggregate
 from vlmkit.evaluation.benchmark import Benchmark
 from vlmkit.evaluation.records import Record
 
-_KEPT = (
-    "id", "answer", "extracted", "expected", "score", "outcome", "tokens", "seconds", "category", "labels", "cluster",
-)  # fmt: skip
+
+def figures_of(benchmark: Benchmark, records: Sequence[Record]) -> dict[str, Any]:
+    """The figures of a benchmark, as they stand in `summary.json`; over the records of this process alone.
+
+    Args:
+        benchmark: Gives the figures.
+        records: Scored, in the order of the data.
+    """
+    metric = BenchmarkFigures(benchmark, sync_on_compute=False)
+    metric.update(range(len(records)), records)
+    return metric.compute()
 
 
 class BenchmarkFigures(Metric):
@@ -27,13 +35,14 @@ class BenchmarkFigures(Metric):
 
     Args:
         benchmark: Gives the figures.
+        sync_on_compute: Whether the records of all ranks are joined where there are several.
     """
 
     full_state_update = False
     lines: list[Tensor]
 
-    def __init__(self, benchmark: Benchmark) -> None:
-        super().__init__()
+    def __init__(self, benchmark: Benchmark, *, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         self.benchmark = benchmark
         self.add_state("lines", default=[], dist_reduce_fx="cat")
 
@@ -45,7 +54,7 @@ class BenchmarkFigures(Metric):
             records: The records.
         """
         for place, record in zip(places, records, strict=True):
-            told = {"place": place, **{name: record.get(name) for name in _KEPT}}
+            told = {"place": place, "record": record}
             line = json.dumps(told, ensure_ascii=False, default=str) + "\n"
             self.lines.append(torch.frombuffer(bytearray(line.encode()), dtype=torch.uint8).clone())
 
@@ -53,6 +62,6 @@ class BenchmarkFigures(Metric):
         """The figures, as they stand in `summary.json`."""
         state: Any = self.lines  # a list before ranks are joined, one tensor after
         joined = torch.cat(list(state)) if isinstance(state, list) and state else state
-        text = bytes(joined.cpu().tolist()).decode() if isinstance(joined, Tensor) else ""
-        rows = {row["place"]: row for row in map(json.loads, filter(None, text.split("\n")))}
+        text = joined.cpu().numpy().tobytes().decode() if isinstance(joined, Tensor) else ""
+        rows = {row["place"]: row["record"] for row in map(json.loads, filter(None, text.split("\n")))}
         return aggregate(self.benchmark, [rows[place] for place in sorted(rows)])

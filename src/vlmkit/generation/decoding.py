@@ -238,7 +238,12 @@ class _Decoding:
         return self._chosen(language.norm(hidden)[:, 0])
 
     def _chosen(self, hidden: Tensor) -> Tensor:
-        return self.hf.lm_head(hidden).argmax(-1)
+        """The likeliest token of every row; (rows, width) in, (rows,) out."""
+        head = self.hf.lm_head
+        if hidden.device.type == "cpu" and head.bias is None:
+            # For a few rows and a large vocabulary, this order of the product takes a CPU half the time and less.
+            return (head.weight @ hidden.t()).argmax(0)
+        return head(hidden).argmax(-1)
 
     def _add(self, row: _Row, tokens: list[int], seconds: float) -> None:
         """Add what was decoded, up to the end of the answer."""
