@@ -50,10 +50,11 @@ def mergers_of(model: nn.Module) -> list[nn.Module]:
 def set_checkpointing(model: Any, *, vision_encoder: bool, language_model: bool) -> None:
     """Recompute the blocks of a part in the backward pass instead of keeping their activations (non-reentrant)."""
     for module, wanted in ((model.model.visual, vision_encoder), (model.model.language_model, language_model)):
+        name = "activation" if hasattr(module, "activation_checkpointing_enable") else "gradient"  # before 5.23
         if wanted:
-            module.activation_checkpointing_enable({"use_reentrant": False})
+            getattr(module, f"{name}_checkpointing_enable")({"use_reentrant": False})
         else:
-            module.activation_checkpointing_disable()
+            getattr(module, f"{name}_checkpointing_disable")()
 
 
 def restore_rotary_buffers(model: Any) -> None:
