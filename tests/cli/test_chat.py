@@ -53,7 +53,7 @@ def test_wrong_turns(override, words, tmp_path):
     assert words in run("chat", override, cwd=tmp_path, status=1)
 
 
-def test_the_page_is_served_until_ctrl_c(tiny, tmp_path):
+def test_the_page_is_served_until_it_is_told_to_end(tiny, tmp_path):
     process = start("chat", f"ckpt={tiny.vision_language}", "--serve", "port=0", *QUICK, cwd=tmp_path)
     assert process.stdout is not None
     told = process.stdout.readline()
@@ -61,6 +61,6 @@ def test_the_page_is_served_until_ctrl_c(tiny, tmp_path):
     assert url, told
     with urllib.request.urlopen(url[0], timeout=60) as answer:
         assert b"Talk with a model" in answer.read()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from itertools import combinations
 
 import pytest
@@ -28,6 +29,7 @@ from vlmkit.training.shards import (
     remove_checkpoint,
     shard_rows,
 )
+from vlmkit.training.together import _Watch
 
 STAGE1 = ["vision_encoder", "language_model"]
 SCENARIOS = {
@@ -254,3 +256,12 @@ def test_a_rank_that_dies_stops_the_others_with_its_error_first(tmp_path, how, f
     assert ranks[0].returncode == 1
     assert then in told[0]
     assert told[1] == "" if first is None else first in told[1]
+
+
+def test_a_failure_that_is_claimed_and_not_told_yet_is_waited_for(tmp_path):
+    watch = _Watch(tmp_path, 0, "vlmkit-train")
+    watch.failed.touch()
+    writer = threading.Timer(0.4, watch.failed.write_text, ["rank 1 failed: the disk is on fire\nmore"])
+    writer.start()
+    assert watch._reason() == "rank 1 failed: the disk is on fire"
+    writer.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,7 @@ def _serve(config: DictConfig, backend: HFBackend, directory: Path) -> None:
         system=config.system,
         port=config.port,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C, also where a shell has that ignored
     print(f"{directory} on {backend.device}: open {server.url} (this machine alone; Ctrl-C ends it)", flush=True)
     try:
         server.serve_forever()

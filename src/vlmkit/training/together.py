@@ -48,6 +48,10 @@ def together(
     watch.finish(num_ranks)
 
 
+_PATIENCE = 10
+"""Looks at a failure that is claimed and not told yet."""
+
+
 class _Watch(threading.Thread):
     """The files of one start of a run, and the thread that watches them."""
 
@@ -99,7 +103,12 @@ class _Watch(threading.Thread):
         return True
 
     def _reason(self) -> str:
-        return self.failed.read_text().splitlines()[0]
+        """The first failure; whoever claimed it may still be about to write what it was."""
+        for _ in range(_PATIENCE):
+            if lines := self.failed.read_text().splitlines():
+                return lines[0]
+            time.sleep(_POLL_SECONDS)
+        return "another rank failed and did not come to say why"
 
     def _tell_of_the_dead(self) -> None:
         for path in sorted(self.directory.glob("rank-*")):
