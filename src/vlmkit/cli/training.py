@@ -176,7 +176,8 @@ def export(run: Run, module: TrainingModule, directory: Path, *, trained: dict[s
     save_hf(model=model, processor=run.processor, directory=directory, provenance=told)
     prove_export(directory, model=model, processor=run.processor)
     if losses is not None:
-        worst = prove_collected(model, losses, run.processor)
+        rounded = not str(run.config.trainer.precision).startswith(("32", "64"))
+        worst = prove_collected(model, losses, run.processor, rounded=rounded)
         print(f"{directory}: collected from {run.trainer.world_size} ranks; losses of a probe differ by {worst:.1g}.")
 
 

@@ -56,13 +56,14 @@ def probe_losses(module: TrainingModule, processor: Processor, context: Abstract
     return losses.float().cpu()
 
 
-def prove_collected(model: Any, losses: Tensor, processor: Processor) -> float:
+def prove_collected(model: Any, losses: Tensor, processor: Processor, *, rounded: bool) -> float:
     """Compare what the collected model loses on the probe with what the shared one did. The model is patched afterwards.
 
     Args:
         model: A stock model, whole on this process.
         losses: Of `probe_losses`.
         processor: As there.
+        rounded: The shared model computed in 16 bits, whatever its weights are kept in.
 
     Returns:
         The largest difference.
@@ -74,7 +75,7 @@ def prove_collected(model: Any, losses: Tensor, processor: Processor) -> float:
     with torch.no_grad():
         found = packed(probe_pack(processor)).token_losses.float()
     worst = float((found - losses).abs().max())
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.1
+    tolerance = 0.1 if rounded else 1e-4
     if not worst <= tolerance * max(1.0, float(losses.abs().max())):
         raise CheckpointError(
             f"The model collected from all ranks is not the one they trained: losses of a probe differ by {worst:g}. This is "
