@@ -22,7 +22,7 @@ from vlmkit.evaluation.judge import Judge
 from vlmkit.evaluation.metric import figures_of
 from vlmkit.evaluation.records import Record
 from vlmkit.evaluation.report import table, write_reports
-from vlmkit.evaluation.runner import RunSettings, answer_benchmark, await_ranks, run_answers, score_records
+from vlmkit.evaluation.runner import RunSettings, answer_benchmark, await_ranks, record_answers, score_records
 from vlmkit.generation.backend import GenerationBackend, GenerationParams
 from vlmkit.pages.report import write_report
 
@@ -112,7 +112,7 @@ def _take_answers(evaluation: Evaluation, settings: RunSettings) -> dict[str, st
     answers = FileAnswers(evaluation.config.answers)
     for one in evaluation.benchmarks:
         provenance.keep_asked(settings.path(one).parent, provenance.UNKNOWN)
-        run_answers(one, answers, settings)
+        record_answers(one, answers, settings)
     return answers.identity
 
 

@@ -81,7 +81,17 @@ def _key(benchmark: Benchmark, backend: GenerationBackend, settings: RunSettings
 
 
 def run_answers(benchmark: Benchmark, answers: FileAnswers, settings: RunSettings) -> list[Record]:
-    """Record and score answers made elsewhere; a case that the file does not answer is recorded as failed.
+    """Record answers made elsewhere, then score everything.
+
+    Returns:
+        The records, in the order of the data.
+    """
+    record_answers(benchmark, answers, settings)
+    return score_records(benchmark, settings)
+
+
+def record_answers(benchmark: Benchmark, answers: FileAnswers, settings: RunSettings) -> None:
+    """Record answers made elsewhere; a case that the file does not answer is recorded as failed.
 
     Raises:
         ConfigError: the file answers not one case.
@@ -96,7 +106,6 @@ def run_answers(benchmark: Benchmark, answers: FileAnswers, settings: RunSetting
             yield batch
 
     _run(benchmark, answer, key, settings)
-    return score_records(benchmark, settings)
 
 
 _Answers = Callable[[Iterable[Case]], Iterator[list[Numbered]]]
