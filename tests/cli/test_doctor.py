@@ -12,6 +12,7 @@ import torch
 from tests.training.conftest import run
 from vlmkit.cli import doctoring
 from vlmkit.cli.doctoring import disk, examine, extras, hub_access, patch_embedding_seconds, versions, video
+from vlmkit.model import patch_embed
 
 
 def messages(section) -> str:
@@ -100,10 +101,17 @@ def test_a_hub_that_does_not_answer_is_told(monkeypatch):
     assert "http://127.0.0.1:9 does not answer (ConnectError). Name models by local directories" in messages(section)
 
 
-def test_both_ways_of_the_patch_embedding_are_timed():
+def test_both_ways_of_the_patch_embedding_are_timed(monkeypatch):
+    embedded, convolved = [], []
+    embed, convolve = patch_embed.embed_patches, torch.nn.Conv3d.forward
+    monkeypatch.setattr(patch_embed, "embed_patches", lambda *given: embedded.append(embed(*given)) or embedded[-1])
+    monkeypatch.setattr(
+        torch.nn.Conv3d, "forward", lambda self, given: convolved.append(convolve(self, given)) or convolved[-1]
+    )
     convolution, product = patch_embedding_seconds(torch.device("cpu"), torch.float32)
-    assert convolution > 0
-    assert product > 0
+    assert len(embedded) == len(convolved) == 5
+    torch.testing.assert_close(embedded[0], convolved[0].flatten(1), rtol=0, atol=1e-4)  # the same patches
+    assert min(convolution, product) > 0
 
 
 def test_an_unsound_machine_says_so(monkeypatch, tmp_path):
