@@ -146,7 +146,8 @@ def options_of(group: str) -> list[str]:
 def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[str, DictConfig]:
     """Compose `eval/<name>.yaml` for each name and lay `benchmark_options.<name>` over it.
 
-    A name that ends in .yaml is a file of the user's; the benchmark is called as its stem.
+    A name that ends in .yaml is a file of the user's, one that ends in .jsonl a file of questions; the benchmark is
+    called as its stem.
 
     Args:
         names: A list of names, one name, or `all`.
@@ -160,12 +161,15 @@ def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[st
     wanted = known if plain == "all" else [plain] if isinstance(plain, str) else list(plain or [])  # type: ignore[arg-type]
     nodes: dict[str, DictConfig] = {}
     for told in map(str, wanted):
-        name = Path(told).stem if told.endswith(".yaml") else told
-        node = OmegaConf.load(_benchmark_file(told, known))
+        own = told.endswith((".yaml", ".yml", ".jsonl"))
+        name = Path(told).stem if own else told
+        node = OmegaConf.load(_benchmark_file(told, known, own=own))
         if not isinstance(node, DictConfig) or "_target_" not in node:
             raise ConfigError(
                 f"benchmarks: {told} describes no benchmark: it has no _target_. Name a benchmark's yaml."
             )
+        if told.endswith(".jsonl"):
+            node.name, node.path = name, told
         for key, value in ((options or {}).get(name) or {}).items():
             if key not in node:
                 keys = sorted(str(key) for key in node if key != "_target_")
@@ -181,14 +185,18 @@ def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[st
     return nodes
 
 
-def _benchmark_file(told: str, known: list[str]) -> Path:
-    if told.endswith(".yaml"):
+def _benchmark_file(told: str, known: list[str], *, own: bool) -> Path:
+    if own:
         if not (path := Path(told).expanduser()).is_file():
-            raise ConfigError(f"benchmarks: there is no file {told}. Give the path of a benchmark's yaml, or a name.")
-        return path
+            raise ConfigError(
+                f"benchmarks: there is no file {told} (seen from {Path.cwd()}). Give the path of a benchmark's yaml or of a "
+                "manifest (JSON Lines), or a name."
+            )
+        return conf_dir() / "eval" / "_jsonl.yaml" if told.endswith(".jsonl") else path
     if told not in known:
         raise ConfigError(
-            f"benchmarks: no benchmark is named {told!r}.{_nearest(told, known)} There are: {', '.join(known)}."
+            f"benchmarks: no benchmark is named {told!r}.{_nearest(told, known)} There are: {', '.join(known)}. Questions of "
+            "your own are named by their file: benchmarks=[mine.jsonl]."
         )
     return conf_dir() / "eval" / f"{told}.yaml"
 
@@ -226,6 +234,10 @@ def run_command(name: str, config_name: str, task: Callable[[DictConfig], object
 
     Exit status: 0; 1 where the user has something to mend; 75 for a run that a signal told to leave and that can be resumed; what Python says for a fault of ours (with traceback).
     """
+    if config_name != "train" and not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]):
+        _fail(
+            name, f"-m: {name} takes one set of settings. Call it once for each, without -m; vlmkit-train -m sweeps."
+        )
     sys.argv[1:] = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in sys.argv[1:]]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hydra would print a shortened traceback and swallow ours
     try:
@@ -254,6 +266,11 @@ def _told_by_us(task: Callable[[DictConfig], object], config_name: str) -> Calla
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise
             raise _PastHydra(error) from None
+        except (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError) as error:
+            place = error.filename2 or error.filename
+            if not place or HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise
+            raise _PastHydra(ConfigError(f"{place}: {error.strerror}. Name another place.")) from error
 
     return told
 
@@ -273,10 +290,12 @@ def _fail(name: str, message: str, status: int = 1) -> None:
 
 def _explain(error: Exception, config_name: str) -> ConfigError:
     """Hydra's message, and what it leads to: the nearest key, or the names that exist."""
+    if isinstance(error, OverrideParseException) and "=" not in str(error.override):
+        return ConfigError(f"{error.override}: a setting without a value. Write {error.override}=VALUE.")
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override}: not readable as key=value ({str(error.__cause__ or error).splitlines()[0]}). Write a list "
-            "as [a,b], a mapping as {a: 1}; put quotes around an override with brackets, commas or spaces."
+            "as [a,b], a mapping as {a: 1}; put a text with braces, commas or spaces into quotes of its own: \"key='a {b}'\"."
         )
     text = str(error)
     cause = error.__cause__ or error.__context__
@@ -295,14 +314,14 @@ def _explain(error: Exception, config_name: str) -> ConfigError:
 def _hint(key: str, config_name: str) -> str:
     """What to write instead of a setting that the composed config does not have."""
     group, _, rest = key.partition(".")
-    options = options_of(group) if rest else []
-    known = {option: _settings(config_name, f"{group}={option}") for option in options}
-    if having := [option for option in options if key in known[option]]:
-        having.sort(key=lambda option: len(OmegaConf.load(conf_dir() / group / f"{option}.yaml")))  # the plainest first
-        return f" The chosen {group}= does not have it: choose {' or '.join(f'{group}={option}' for option in having)}."
     own = list(dict.fromkeys([*_settings(config_name), *sorted(_top_level(config_name))]))
     if (conf_dir() / group).is_dir() and group not in own:
         return f" vlmkit-{config_name} takes no {group}=. There are: {', '.join(_beside('', own))}."
+    known = {option: _settings_of(group, option) for option in (options_of(group) if rest else [])}
+    if having := [option for option, keys in known.items() if key in keys]:
+        having.sort(key=lambda option: len(OmegaConf.load(conf_dir() / group / f"{option}.yaml")))  # the plainest first
+        more = f" or one of {len(having) - 1} more that have it (--help lists them)" if len(having) > 1 else ""
+        return f" The chosen {group}= does not have it: choose {group}={having[0]}{more}."
     near = _nearest_key(key, [*(name for keys in known.values() for name in keys), *own])
     return near or f" There are: {', '.join(_beside(key, own))}."
 
@@ -366,12 +385,22 @@ def _settings(config_name: str, *overrides: str) -> list[str]:
     return _flatten(plain)
 
 
+def _settings_of(group: str, option: str) -> list[str]:
+    """Dotted names of the settings in one file of a group, and in the files of the group that it builds on."""
+    path = conf_dir() / group / f"{option}.yaml"
+    content = cast(DictConfig, OmegaConf.load(path))
+    everywhere = path.read_text(encoding="utf-8").startswith("# @package _global_")
+    found = _flatten(OmegaConf.to_container(content, resolve=False), "" if everywhere else f"{group}.")
+    shared = [entry for entry in content.get("defaults", []) if isinstance(entry, str) and entry != "_self_"]
+    return list(dict.fromkeys([*found, *(name for one in shared for name in _settings_of(group, one))]))
+
+
 def _flatten(node: object, prefix: str = "") -> list[str]:
     if not isinstance(node, dict):
         return []
     found: list[str] = []
     for key, value in cast("dict[str, object]", node).items():
-        if key != "_target_":
+        if key not in ("_target_", "defaults"):
             found += [f"{prefix}{key}", *_flatten(value, f"{prefix}{key}.")]
     return found
 

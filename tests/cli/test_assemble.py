@@ -22,8 +22,22 @@ def test_it_prints_the_sources_the_proof_and_what_to_do_next(assembled):
     assert printed.count("  holds  ") == 3
     assert "FAILS" not in printed
     assert printed.endswith(
-        f"parameters in {out}; where each field and tensor came from: {out}/report.txt\nNext: vlmkit-train init_from={out}\n"
+        f"parameters in {out}; where each field and tensor came from: {out}/report.txt\n"
+        f"Next: vlmkit-train init_from={out} optim.lr=0.001 optim.beta2=0.95 optim.warmup_ratio=0.1\n"
     )
+
+
+def test_what_it_proposes_trains_as_the_model_itself_would_be_trained(assembled, monkeypatch):
+    """The recipe of the model's file does not come along with `init_from=`, so it is in the command."""
+    from hydra import compose, initialize_config_dir
+
+    from vlmkit.config import TAKEN_OVER_VARIABLE, conf_dir, with_saved_choices
+
+    monkeypatch.setenv(TAKEN_OVER_VARIABLE, "")  # set by what follows
+    proposed = assembled[1].strip().splitlines()[-1].removeprefix("Next: vlmkit-train ").split()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        taken = compose("train", overrides=with_saved_choices(proposed, ("data", "model"))).optim
+        assert taken == compose("train", overrides=["model=tiny"]).optim
 
 
 def test_the_directory_holds_model_processor_and_report(assembled):

@@ -209,6 +209,17 @@ def test_data_that_end_before_the_steps_asked_for_are_told(good):
     assert "the data end before trainer.max_steps=100" in told(report, "plan", "note")
 
 
+def test_large_images_on_a_cpu_and_few_steps_are_told_with_what_helps(tmp_path):
+    write_manifest(tmp_path, 4)
+    for number in range(4):
+        Image.new("RGB", (640, 640)).save(tmp_path / f"{number}.png")
+    settings = [*llava(tmp_path / "manifest.json"), "trainer.accelerator=cpu", "check.decode=false"]
+    told_of = told(look(*settings), "plan", "note")
+    assert "data.image_max_pixels=65536 makes images of 256 patches: about 6 times less work" in told_of
+    assert "in 2 steps little is learnt; trainer.max_epochs=25 gives more" in told_of
+    assert not told(look(*settings, "data.image_max_pixels=65536", "trainer.max_epochs=25"), "plan", "note")
+
+
 def test_steps_are_those_that_a_run_takes_on_more_ranks(good):
     more = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.accumulate_grad_batches=2"]
     report = look(*llava(good), *more)

@@ -60,6 +60,26 @@ def test_a_wrong_setting_is_told_by_its_own_name(chats, tmp_path):
     assert errors.startswith("vlmkit-convert: Conversion refused its settings: format=foo: choose one of auto, ")
 
 
+def test_a_directory_is_no_file(chats, tmp_path):
+    assert ask(f"input={tmp_path}", "out=x.jsonl")[::2] == (
+        1, f"vlmkit-convert: input={tmp_path}: this is a directory. Name the file of annotations in it.\n"
+    )  # fmt: skip
+    (tmp_path / "photos").mkdir()
+    status, _, errors = ask(f"input={chats}", f"out={tmp_path / 'photos'}")
+    assert status == 1
+    assert f"out={tmp_path / 'photos'}: this is a directory. Name a file, out={tmp_path / 'photos'}/train" in errors
+    status, _, errors = ask(f"input={chats}", f"out={chats}/x.jsonl")  # met while writing
+    assert (status, errors) == (1, f"vlmkit-convert: {chats}: File exists. Name another place.\n")
+
+
+def test_where_every_row_is_refused_nothing_is_offered_to_be_skipped(tmp_path):
+    (tmp_path / "t.csv").write_text("number,ask,reply\n1,What?,That\n")
+    settings = [f"input={tmp_path / 't.csv'}", f"out={tmp_path / 'o.jsonl'}", "fields.question=ask"]
+    errors = ask(*settings, "fields.answer=reply", "image='photos/{nr}.jpg'")[2]
+    assert "image=photos/{nr}.jpg does not fit the row (no field 'nr'). It has: 'number', 'ask', 'reply'." in errors
+    assert errors.endswith("Nothing was written. Mend these rows or the settings.\n")
+
+
 def test_a_file_of_which_no_row_can_be_read_is_told(tmp_path):
     (tmp_path / "bad.jsonl").write_text("{bad\n{worse\n")
     errors = ask(f"input={tmp_path / 'bad.jsonl'}", f"out={tmp_path / 'out.jsonl'}")[2]

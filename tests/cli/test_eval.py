@@ -196,6 +196,28 @@ def test_a_benchmark_of_one_s_own_takes_ten_lines(tmp_path):
     assert (figures["score"], figures["metric"]) == (50.0, "choice")
 
 
+def test_the_rows_of_a_manifest_are_asked_by_its_name(tmp_path):
+    turns = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "A dog."}]
+    rows = [
+        {"id": "1", "image": "1.png", "conversations": turns},
+        {"image": "1.png", "conversations": turns},
+        {"id": "3", "image": "1.png", "conversations": turns + turns[1:]},
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "1.png").write_bytes(png())
+    (tmp_path / "answers.jsonl").write_text(
+        '{"id": "1", "answer": "a dog"}\n{"id": "line-2", "answer": "It is a dog"}\n'
+    )
+    settings = [f"benchmarks=[{tmp_path}/mine.jsonl]", f"answers={tmp_path}/answers.jsonl"]
+    for rule, score in (("exact_match", 100 / 3), ("contains", 200 / 3)):
+        run("eval", *settings, f"output_dir={tmp_path / rule}", f"benchmark_options.mine.rule={rule}")
+        figures = json.loads((tmp_path / rule / "summary.json").read_text())["benchmarks"]["mine"]
+        assert (round(figures["score"], 3), figures["metric"], figures["n"]) == (round(score, 3), rule, 3)
+    told = [json.loads(line) for line in (tmp_path / "contains" / "mine" / "records.jsonl").read_text().splitlines()]
+    assert [(one["prompt"], one["expected"]) for one in told[:2]] == [("\nWhich?", "A dog.")] * 2
+    assert told[2]["error"].endswith("mine.jsonl:3: has 3 turns, not a question and an answer.")
+
+
 @pytest.mark.parametrize(
     ("overrides", "status", "message"),
     [
@@ -209,7 +231,8 @@ def test_a_benchmark_of_one_s_own_takes_ten_lines(tmp_path):
         (["benchmarks=[gone.yaml]"], 1, "there is no file gone.yaml"),
         (["answers=x", "rescore=true"], 1, "Give one of the two"),
         (["devices=0"], 1, "devices=0: wanted a whole number of at least 1"),
-        (["batch_size=0", "max_samples_per_benchmark=1"], 1, "batch_size must be at least 1"),
+        (["batch_size=0", "max_samples_per_benchmark=1"], 1, "batch_size=0: wanted a whole number of at least 1."),
+        (["backend.device=gpu", "max_samples_per_benchmark=1"], 1, "backend.device=gpu: no such device. Choose auto, "),
     ],
 )
 def test_answers_to_wrong_turns(overrides, status, message, tmp_path):

@@ -137,6 +137,8 @@ def test_other_data_are_refused(tmp_path):
 def test_what_is_no_evaluation_is_said(tmp_path):
     with pytest.raises(VlmkitError, match="no summary.json, so it is no evaluation directory"):
         read_evaluation(tmp_path)
+    write(tmp_path / "run" / "eval", {"b": {"1": 1.0}})
+    assert read_evaluation(tmp_path / "run").directory == tmp_path / "run" / "eval", "a run's directory names its own"
     write(tmp_path / "a", {"b": {"1": 1.0}})
     (tmp_path / "a" / "b" / "records.jsonl").write_text('{"id": "1", "score"')
     with pytest.raises(VlmkitError, match="records.jsonl:1: no record"):

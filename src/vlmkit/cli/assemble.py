@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from vlmkit.config import run_command
+from vlmkit.config import conf_dir, run_command
 from vlmkit.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -47,7 +48,13 @@ def _task(config: DictConfig) -> None:
     num_parameters = sum(parameter.numel() for parameter in vlm.model.parameters())
     print(vlm.report.to_text().split("\nConfig fields", 1)[0].rstrip())
     print(f"\n{num_parameters:,} parameters in {out}; where each field and tensor came from: {out / 'report.txt'}")
-    print(f"Next: vlmkit-train init_from={out}")
+    print(" ".join([f"Next: vlmkit-train init_from={out}", *_recipe(config.optim)]))
+
+
+def _recipe(optim: DictConfig) -> list[str]:
+    """What the model's file asks of the optimiser: `init_from=` names weights, and no recipe comes along with them."""
+    usual = cast(DictConfig, OmegaConf.load(conf_dir() / "optim" / "finetune.yaml"))
+    return [f"optim.{key}={value}" for key, value in optim.items() if value != usual[key]]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, ListConfig
 
+from vlmkit.cli.checkpoints import model_directory
 from vlmkit.config import run_command
 from vlmkit.errors import ConfigError, DataError
 
@@ -34,19 +35,19 @@ def main() -> None:
 
 def _task(config: DictConfig) -> None:
     _check_settings(config)
-    from vlmkit.cli.checkpoints import model_directory
+    media = [*_paths(config.image, "image"), *_paths(config.video, "video")]
+    directory = model_directory(config, assembled=Path("runs/chat/model"))
     from vlmkit.cli.quiet import hush
     from vlmkit.generation.chat import Chat
     from vlmkit.generation.hf_backend import HFBackend
 
     hush()
-    directory = model_directory(config, assembled=Path("runs/chat/model"))
     backend = HFBackend(directory=directory, device=config.device, dtype=config.dtype, workers=1)
     if config.serve:
         _serve(config, backend, directory)
         return
     chat = Chat(backend=backend, max_new_tokens=config.max_new_tokens, system=config.system)
-    for path in (*_paths(config.image, "image"), *_paths(config.video, "video")):
+    for path in media:
         _attach(chat, path)
     if config.question is not None:
         _answer(chat, str(config.question))
@@ -80,7 +81,8 @@ def _paths(told: object, kind: str) -> Iterator[Path]:
     for one in told if isinstance(told, ListConfig) else [] if told is None else [told]:
         path = Path(str(one)).expanduser()
         if not path.is_file():
-            raise DataError(f"{kind}={one}: there is no such file. Check the path.", reason="missing_media")
+            found = "this is a directory. Name a file in it." if path.is_dir() else "there is no such file. Check the path."
+            raise DataError(f"{kind}={one}: {found}", reason="missing_media")
         yield path
 
 

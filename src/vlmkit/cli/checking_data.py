@@ -22,6 +22,10 @@ from vlmkit.data.survey.shape import check_shape
 from vlmkit.errors import DataError
 
 _PLACEHOLDERS = ("placeholder_count", "placeholder_place")
+_FEW_STEPS = 50
+_SMALL_PIXELS = 65_536
+_MANY_TIMES = 4
+"""Rows of so many times the patches of a small image are told of on a CPU."""
 
 
 def data_section(checked: Checked) -> Section:
@@ -334,7 +338,12 @@ def _tell_plan(checked: Checked, data: PackedDataModule, section: Section) -> No
     )
     _tell_packs(data, section)
     _tell_balance(data, section, ranks, accumulate)
+    _tell_slow(checked, data, section)
     wanted = checked.config.trainer.max_steps
+    epochs = checked.config.trainer.max_epochs
+    if wanted is None and epochs and checked.num_steps and checked.num_steps < _FEW_STEPS:
+        more = epochs * -(-_FEW_STEPS // checked.num_steps)
+        section.add("note", f"in {many(checked.num_steps, 'step')} little is learnt; trainer.max_epochs={more} gives more")
     if type(wanted) is int and checked.num_steps is not None and checked.num_steps < wanted:
         section.add("note", f"the data end before trainer.max_steps={wanted}; raise trainer.max_epochs for more")
     if idle := (-len(plan)) % ranks:
@@ -352,6 +361,20 @@ def _tell_packs(data: PackedDataModule, section: Section) -> None:
         low = plan.fill < 0.9
         hint = ". Raise data.tokens_per_batch, or data.patches_per_batch if that fills first" if low else ""
         section.add("warning" if low else "ok", f"packs are {plan.fill:.1%} full; {told}{hint}")
+
+
+def _tell_slow(checked: Checked, data: PackedDataModule, section: Section) -> None:
+    """Large images where there is only a CPU, and what makes them small."""
+    if checked.trainer is None or checked.trainer.strategy.root_device.type != "cpu" or checked.processor is None:
+        return
+    patches = data.index.num_patches[data.plan.rows]
+    small = _SMALL_PIXELS // checked.processor.geometry.patch_size**2
+    if (times := float(patches.mean()) / small) > _MANY_TIMES:
+        section.add(
+            "note",
+            f"{patches.mean():,.0f} patches a row are slow without a GPU; data.image_max_pixels={_SMALL_PIXELS} makes images "
+            f"of {small} patches: about {times:.0f} times less work",
+        )
 
 
 def _tell_balance(data: PackedDataModule, section: Section, ranks: int, accumulate: int) -> None:

@@ -29,6 +29,7 @@ def main() -> None:
 
 
 def _task(config: DictConfig) -> None:
+    _check_settings(config)
     nodes = benchmark_nodes(config.benchmarks, config.benchmark_options)
     if not nodes:
         from vlmkit.cli.benchmarks import text
@@ -68,6 +69,22 @@ def _task(config: DictConfig) -> None:
     ]
     with all_ranks(place, output_dir, [*this_job("eval", Path()), *settled]):
         evaluate(evaluation)
+
+
+def _check_settings(config: DictConfig) -> None:
+    """Refuse what is no number, and a checkpoint that is none, before anything is loaded.
+
+    Raises:
+        ConfigError: naming the key.
+        CheckpointError: `ckpt` holds no model.
+    """
+    for key, least in (("max_samples_per_benchmark", 1), ("batch_size", 1), ("max_new_tokens", 1), ("report_pictures", 0)):
+        value = config[key]
+        if (type(value) is not int or value < least) and (value is not None or key != "max_samples_per_benchmark"):
+            null = ", or null for all" if key == "max_samples_per_benchmark" else ""
+            raise ConfigError(f"{key}={value}: wanted a whole number of at least {least}{null}.")
+    if config.ckpt is not None and "base_url" not in config.backend and not (config.answers or config.rescore):
+        model_directory(config, assembled=Path())
 
 
 def _needs_model(config: DictConfig) -> bool:

@@ -23,6 +23,7 @@ def main() -> None:
 
 
 def _task(config: DictConfig) -> None:
+    _check_settings(config.inspect)
     from vlmkit.cli.quiet import hush
     from vlmkit.pages.inspection import write_inspection
 
@@ -31,6 +32,19 @@ def _task(config: DictConfig) -> None:
     path = write_inspection(inspection, Path(config.inspect.out).expanduser().absolute())
     print(describe(inspection))
     print(f"Page {path} ({path.stat().st_size / 2**20:.1f} MiB, one file): open {path.as_uri()}")
+
+
+def _check_settings(settings: DictConfig) -> None:
+    """Refuse what cannot be written or shown, before anything is loaded.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if Path(settings.out).expanduser().is_dir():
+        raise ConfigError(f"inspect.out={settings.out}: this is a directory. Name a file, such as page.html.")
+    for key, least in (("num_samples", 1), ("num_packs", 0)):
+        if type(settings[key]) is not int or settings[key] < least:
+            raise ConfigError(f"inspect.{key}={settings[key]}: wanted a whole number of at least {least}.")
 
 
 def _inspect(config: DictConfig) -> Inspection:

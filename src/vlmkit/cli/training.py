@@ -270,6 +270,7 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
 
 def wire(config: DictConfig, run_dir: Path) -> Run:
     """Make the objects that the config describes; nothing is read or trained yet."""
+    build(optimizer_node(config.optim), OptimizerPlan)  # a wrong setting is told before a row is read
     source = model_source(config.model)
     data = make_data(config.data)
     checkpoint = find_checkpoint(str(config.resume_from), run_dir) if config.resume_from else None

@@ -226,6 +226,7 @@ class PackedDataModule(L.LightningDataModule):
         rows = self.judgement.plan_rows()
         if not len(rows):
             told = ", ".join(f"{count} {word}" for word, count in self.judgement.counts().items())
+            told = told or "there are none"
             raise DataError(
                 f"data: none of the {len(self.index)} rows can be trained on ({told}). Check data.sources, data.root "
                 "and data.max_tokens.",

@@ -138,6 +138,8 @@ def _manifest_path(told: object, where: str) -> Path | str:
     if is_remote(told):
         return str(told)
     path = Path(told).expanduser()
+    if path.is_dir():
+        raise ConfigError(f"{where}: {str(path)!r} is a directory. Name the manifest; data.root= is for its media.")
     if not path.is_file():
         raise ConfigError(f"{where}: no file at {str(path)!r} (seen from {os.getcwd()}). Check the path.")
     return path

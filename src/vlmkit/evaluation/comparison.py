@@ -98,15 +98,17 @@ class Difference:
 
 
 def read_evaluation(directory: Path) -> Evaluation:
-    """Read an evaluation directory.
+    """Read an evaluation directory, or the one that `vlmkit-eval` has put into a run's.
 
     Raises:
         VlmkitError: it is none, is of an unknown version, or its records are torn or gone.
     """
+    if not (directory / "summary.json").is_file() and (directory / "eval" / "summary.json").is_file():
+        directory /= "eval"
     path = directory / "summary.json"
     if not path.is_file():
         raise VlmkitError(
-            f"{directory}: no summary.json, so it is no evaluation directory. Name the output_dir of one."
+            f"{directory}: no summary.json, so it is no evaluation directory. Evaluate first, or name the output_dir of an evaluation."
         )
     summary = json.loads(path.read_text(encoding="utf-8"))
     if summary.get("schema") != SCHEMA:

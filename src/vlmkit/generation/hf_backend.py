@@ -42,7 +42,7 @@ class HFBackend:
         if dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"backend.dtype={dtype}: choose auto, float32, bfloat16 or float16.")
         self.directory = directory
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        place = _place(device)
         processor = load_processor(directory)
         kind = "auto" if dtype == "auto" else getattr(torch, dtype)
         try:
@@ -104,6 +104,23 @@ class HFBackend:
     def _generation(self, answered: Answered) -> Generation:
         text = self.processor.hf.tokenizer.decode(answered.tokens, skip_special_tokens=True)
         return Generation(text=text, num_tokens=len(answered.tokens), seconds=answered.seconds, error=answered.error)
+
+
+def _place(device: str) -> torch.device:
+    """The device by its name, if there is such a one here.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"backend.device={device}: no such device. Choose auto, cpu, cuda or cuda:1.") from error
+    if place.type == "cuda" and (place.index or 0) >= (found := torch.cuda.device_count()):
+        raise ConfigError(f"backend.device={device}: PyTorch sees {found} GPUs here. Choose auto or cpu.")
+    return place
 
 
 def end_tokens(model: Any, processor: Processor) -> list[int]:

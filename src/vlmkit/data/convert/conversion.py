@@ -120,8 +120,12 @@ class Conversion:
             DataError: the source cannot be read to its end.
         """
         path, target = Path(source).expanduser(), Path(out).expanduser()
+        if path.is_dir():
+            raise ConfigError(f"input={source}: this is a directory. Name the file of annotations in it.")
         if not path.is_file():
             raise ConfigError(f"input={source}: no such file (seen from {os.getcwd()}). Check the path.")
+        if target.is_dir():
+            raise ConfigError(f"out={out}: this is a directory. Name a file, out={out.rstrip('/')}/train.jsonl.")
         if target.exists() and target.samefile(path):
             raise ConfigError(f"out={out}: this is the input itself. Name another file.")
         done = Converted()
@@ -288,8 +292,8 @@ class Refused(ConfigError):
 
     def __init__(self, done: Converted) -> None:
         super().__init__(
-            f"{done.to_text()}\nNothing was written. Mend these rows, or set on_bad_row=skip to write the other "
-            f"{done.written:,}."
+            f"{done.to_text()}\nNothing was written. Mend these rows"
+            + (f", or set on_bad_row=skip to write the other {done.written:,}." if done.written else " or the settings.")
         )
         self.done = done
 

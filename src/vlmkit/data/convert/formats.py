@@ -77,8 +77,9 @@ class Fields:
         try:
             return [_Template().format(self.image, **row)]
         except (KeyError, ValueError, IndexError, AttributeError) as error:
+            why = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(
-                f"image={self.image} does not fit the row ({type(error).__name__}: {error}). It has: "
+                f"image={self.image} does not fit the row ({why}). It has: "
                 f"{', '.join(map(repr, row))}.",
                 reason="no_field",
             ) from None

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from vlmkit.conversation import VideoPart
-from vlmkit.errors import ConfigError, Origin
+from vlmkit.conversation import ImagePart, Part, TextPart, VideoPart
+from vlmkit.data.manifest import parse_row
+from vlmkit.errors import ConfigError, DataError, Origin
 from vlmkit.evaluation.answers import find_yes_or_no
 from vlmkit.evaluation.benchmark import BadCase, Case, JudgeUse
 from vlmkit.evaluation.benchmarks.asking import Content, ask, listed
@@ -66,6 +67,7 @@ class JsonlBenchmark:
     """Rows with `id`, `question`, `answer` (a text, or a list of right ones) and, as wanted, what follows.
 
     `image` or `video`: a path under `root`, or a list of paths; `options`: a list, `answer` is then a letter; `category`.
+    A row of a manifest (`conversations`: a question and its answer) is asked as it stands there.
 
     Args:
         name: What reports call it.
@@ -121,6 +123,8 @@ class JsonlBenchmark:
     def _case(self, line: str, origin: Origin) -> Case | BadCase:
         try:
             row: dict[str, Any] = json.loads(line)
+            if "conversations" in row:
+                return self._said(row, origin)
             missing = [key for key in _KEYS if key not in row]
         except (ValueError, TypeError) as error:
             return BadCase(id=f"line-{origin.row}", reason=f"{origin}: not a JSON object ({error}).")
@@ -140,6 +144,20 @@ class JsonlBenchmark:
             category=str(row.get("category", "")),
             options=options,
         )
+
+    def _said(self, row: dict[str, Any], origin: Origin) -> Case | BadCase:
+        """A row of a manifest."""
+        identifier = str(row.get("id", f"line-{origin.row}"))
+        try:
+            turns = parse_row(row, origin=origin, root=self.root).turns
+        except DataError as error:
+            return BadCase(id=identifier, reason=str(error))
+        if self.metric == "choice" or [turn.role for turn in turns] != ["user", "assistant"]:
+            told = "has no options" if self.metric == "choice" else f"has {len(turns)} turns, not a question and an answer"
+            return BadCase(id=identifier, reason=f"{origin}: {told}.")
+        content = [*map(_content, turns[0].parts), *([self.suffix] if self.suffix else [])]
+        expected = "".join(part.text for part in turns[1].parts if isinstance(part, TextPart))
+        return ask(identifier, content, expected, origin=origin, category=str(row.get("category", "")))
 
     def _media(self, row: Mapping[str, Any]) -> list[Content]:
         images, videos = _several(row.get("image")), _several(row.get("video"))
@@ -161,6 +179,12 @@ class JsonlBenchmark:
     def baselines(self) -> dict[str, float]:
         """As given."""
         return self._baselines
+
+
+def _content(part: Part) -> Content:
+    if isinstance(part, TextPart):
+        return part.text
+    return part.source if isinstance(part, ImagePart) else part
 
 
 def _several(value: Any) -> list[str]:
