@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -247,6 +248,8 @@ def run_command(name: str, config_name: str, task: Callable[[DictConfig], object
         _fail(name, str(carried.error), carried.error.status)
     except VlmkitError as error:
         _fail(name, str(error), error.status)
+    except _WRONG_PLACE as error:  # before the task: Hydra makes the run directory
+        _fail(name, str(_wrong_place(error)))
     except (HydraException, OmegaConfBaseException) as error:
         _fail(name, str(_explain(error, config_name)))
 
@@ -266,13 +269,20 @@ def _told_by_us(task: Callable[[DictConfig], object], config_name: str) -> Calla
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise
             raise _PastHydra(error) from None
-        except (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError) as error:
-            place = error.filename2 or error.filename
-            if not place or HydraConfig.get().mode is RunMode.MULTIRUN:
+        except _WRONG_PLACE as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise
-            raise _PastHydra(ConfigError(f"{place}: {error.strerror}. Name another place.")) from error
+            raise _PastHydra(_wrong_place(error)) from error
 
     return told
+
+
+_WRONG_PLACE = (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError)
+"""What a path of the user's leads to, wherever it is met."""
+
+
+def _wrong_place(error: OSError) -> ConfigError:
+    return ConfigError(f"{error.filename2 or error.filename}: {error.strerror}. Name another place.")
 
 
 class _PastHydra(BaseException):
@@ -283,7 +293,15 @@ class _PastHydra(BaseException):
         self.error = error
 
 
+def _end_helpers() -> None:
+    """End processes that load before this one ends: one that is only starting then would end in a traceback of its own."""
+    for helper in multiprocessing.active_children():
+        helper.kill()  # they are deaf to SIGTERM
+        helper.join()
+
+
 def _fail(name: str, message: str, status: int = 1) -> None:
+    _end_helpers()
     print(f"{name}: {message}", file=sys.stderr)
     sys.exit(status)
 

@@ -200,6 +200,7 @@ def test_sources(tmp_path: Path) -> None:
     ("entry", "message"),
     [
         ("none.json", r"data\.sources\[0\]: no file at 'none\.json' \(seen from "),
+        ("table.csv", r"data\.sources\[0\]: table\.csv is a table\. Convert it: vlmkit-convert input=table\.csv out="),
         ("/tmp", r"data\.sources\[0\]: '/tmp' is a directory\. Name the manifest"),
         ({"weight": 1}, r"data\.sources\[0\]: 'path' must name a manifest, got None"),
         ({"path": "a.json", "wieght": 1}, r"data\.sources\[0\]: unknown key 'wieght'. A source has path, root"),

@@ -19,6 +19,7 @@ from vlmkit.cli.checks import Checked
 from vlmkit.cli.findings import Report, Section
 from vlmkit.cli.training import (
     check_numbers,
+    held_already,
     make_trainer,
     model_source,
     with_starting_weights,
@@ -94,6 +95,8 @@ def config_section(checked: Checked) -> Section:
     if section.mark == "ok":
         kept = ", ".join(name for name in ("model", "data", "freeze", "optim", "trainer", "logger", "callbacks"))
         section.add("ok", f"the settings of {kept} are accepted; attention by {section.figures['attention']}")
+    if told := held_already(checked.run_dir, checked.checkpoint):
+        section.add("warning", told)
     if checked.checkpoint and checked.state:
         section.add("note", f"would resume from {checked.checkpoint}, at step {checked.state.step}")
     return section

@@ -127,6 +127,8 @@ def fit_and_export(run: Run, started: float) -> str | None:
     prepare_data(run)
     first_rank = run.trainer.is_global_zero and not int(os.environ.get("LOCAL_RANK", "0"))
     if first_rank:
+        if told := held_already(run.run_dir, run.checkpoint):
+            print(told)
         save_config(run.config, run.run_dir)
         print(describe_data(run))
     module = make_module(run)
@@ -293,6 +295,16 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         checkpoint=checkpoint,
         trainer=trainer,
         bad_media=make_bad_media(data),
+    )
+
+
+def held_already(run_dir: Path, checkpoint: Path | None) -> str:
+    """What becomes of another run in this directory; "" where there is none, or where it is the one that is resumed."""
+    if checkpoint is not None or not any(run_dir.glob("checkpoints/step-*")):
+        return ""
+    return (
+        f"{run_dir} holds the checkpoints of another run, which this one replaces as it goes: name another run_dir= to "
+        "keep them, or continue that run by resume_from=auto."
     )
 
 

@@ -140,6 +140,9 @@ def _manifest_path(told: object, where: str) -> Path | str:
     path = Path(told).expanduser()
     if path.is_dir():
         raise ConfigError(f"{where}: {str(path)!r} is a directory. Name the manifest; data.root= is for its media.")
+    if path.suffix in (".csv", ".tsv"):
+        made = path.with_suffix(".jsonl")
+        raise ConfigError(f"{where}: {path} is a table. Convert it: vlmkit-convert input={path} out={made}")
     if not path.is_file():
         raise ConfigError(f"{where}: no file at {str(path)!r} (seen from {os.getcwd()}). Check the path.")
     return path
