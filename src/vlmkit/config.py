@@ -236,9 +236,7 @@ def run_command(name: str, config_name: str, task: Callable[[DictConfig], object
     Exit status: 0; 1 where the user has something to mend; 75 for a run that a signal told to leave and that can be resumed; what Python says for a fault of ours (with traceback).
     """
     if config_name != "train" and not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]):
-        _fail(
-            name, f"-m: {name} takes one set of settings. Call it once for each, without -m; vlmkit-train -m sweeps."
-        )
+        _fail(name, f"-m: {name} takes one set of settings. Call it once for each, without -m; vlmkit-train -m sweeps.")
     sys.argv[1:] = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in sys.argv[1:]]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hydra would print a shortened traceback and swallow ours
     try:

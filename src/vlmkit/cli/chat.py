@@ -80,9 +80,10 @@ def _paths(told: object, kind: str) -> Iterator[Path]:
     """
     for one in told if isinstance(told, ListConfig) else [] if told is None else [told]:
         path = Path(str(one)).expanduser()
+        if path.is_dir():
+            raise DataError(f"{kind}={one}: this is a directory. Name a file in it.", reason="missing_media")
         if not path.is_file():
-            found = "this is a directory. Name a file in it." if path.is_dir() else "there is no such file. Check the path."
-            raise DataError(f"{kind}={one}: {found}", reason="missing_media")
+            raise DataError(f"{kind}={one}: there is no such file. Check the path.", reason="missing_media")
         yield path
 
 

@@ -343,7 +343,9 @@ def _tell_plan(checked: Checked, data: PackedDataModule, section: Section) -> No
     epochs = checked.config.trainer.max_epochs
     if wanted is None and epochs and checked.num_steps and checked.num_steps < _FEW_STEPS:
         more = epochs * -(-_FEW_STEPS // checked.num_steps)
-        section.add("note", f"in {many(checked.num_steps, 'step')} little is learnt; trainer.max_epochs={more} gives more")
+        section.add(
+            "note", f"in {many(checked.num_steps, 'step')} little is learnt; trainer.max_epochs={more} gives more"
+        )
     if type(wanted) is int and checked.num_steps is not None and checked.num_steps < wanted:
         section.add("note", f"the data end before trainer.max_steps={wanted}; raise trainer.max_epochs for more")
     if idle := (-len(plan)) % ranks:

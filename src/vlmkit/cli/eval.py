@@ -78,7 +78,12 @@ def _check_settings(config: DictConfig) -> None:
         ConfigError: naming the key.
         CheckpointError: `ckpt` holds no model.
     """
-    for key, least in (("max_samples_per_benchmark", 1), ("batch_size", 1), ("max_new_tokens", 1), ("report_pictures", 0)):
+    for key, least in (
+        ("max_samples_per_benchmark", 1),
+        ("batch_size", 1),
+        ("max_new_tokens", 1),
+        ("report_pictures", 0),
+    ):
         value = config[key]
         if (type(value) is not int or value < least) and (value is not None or key != "max_samples_per_benchmark"):
             null = ", or null for all" if key == "max_samples_per_benchmark" else ""

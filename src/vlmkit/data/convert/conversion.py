@@ -293,7 +293,11 @@ class Refused(ConfigError):
     def __init__(self, done: Converted) -> None:
         super().__init__(
             f"{done.to_text()}\nNothing was written. Mend these rows"
-            + (f", or set on_bad_row=skip to write the other {done.written:,}." if done.written else " or the settings.")
+            + (
+                f", or set on_bad_row=skip to write the other {done.written:,}."
+                if done.written
+                else " or the settings."
+            )
         )
         self.done = done
 

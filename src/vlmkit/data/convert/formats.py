@@ -79,8 +79,7 @@ class Fields:
         except (KeyError, ValueError, IndexError, AttributeError) as error:
             why = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(
-                f"image={self.image} does not fit the row ({why}). It has: "
-                f"{', '.join(map(repr, row))}.",
+                f"image={self.image} does not fit the row ({why}). It has: {', '.join(map(repr, row))}.",
                 reason="no_field",
             ) from None
 

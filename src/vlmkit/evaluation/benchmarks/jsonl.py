@@ -153,7 +153,9 @@ class JsonlBenchmark:
         except DataError as error:
             return BadCase(id=identifier, reason=str(error))
         if self.metric == "choice" or [turn.role for turn in turns] != ["user", "assistant"]:
-            told = "has no options" if self.metric == "choice" else f"has {len(turns)} turns, not a question and an answer"
+            told = (
+                "has no options" if self.metric == "choice" else f"has {len(turns)} turns, not a question and an answer"
+            )
             return BadCase(id=identifier, reason=f"{origin}: {told}.")
         content = [*map(_content, turns[0].parts), *([self.suffix] if self.suffix else [])]
         expected = "".join(part.text for part in turns[1].parts if isinstance(part, TextPart))
