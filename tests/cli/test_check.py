@@ -279,6 +279,14 @@ def test_what_a_run_would_overwrite_is_told(tmp_path):
     assert "not empty and not written by vlmkit" in told(look(run_dir=tmp_path), "config", "error")
 
 
+def test_another_run_in_the_directory_is_told(good, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert not told(look(*llava(good), "check.decode=false", run_dir=tmp_path), "config", "warning")
+    (tmp_path / "checkpoints" / "step-000003.ckpt").touch()
+    found = told(look(*llava(good), "check.decode=false", run_dir=tmp_path), "config", "warning")
+    assert f"{tmp_path} holds the checkpoints of another run, which this one replaces as it goes: name another" in found
+
+
 def test_a_model_directory_without_weights_still_tells_whether_the_tokenizer_fits(tiny, tmp_path):
     import shutil
 
