@@ -15,7 +15,7 @@ from vlmkit.processing.media import PixelBudget
 from vlmkit.processing.processor import Processor, load_processor
 
 NAMES = ("qwen3_vl", *CONFIGS)
-GRADIENTS = {"qwen3_vl": 1e-10, "qwen3_vl_moe": 1e-10, "qwen2_5_vl": 1e-9, "qwen3_5": 2e-6}
+GRADIENTS = {"qwen3_vl": 1e-10, "qwen3_vl_moe": 1e-10, "qwen2_5_vl": 1e-9, "qwen3_5": 2e-6, "qwen3_5_moe": 2e-6}
 """How far gradients of fp64 models may be off: stock modules compute in fp32 inside, the norms of Qwen3.5 even their sums
 over the tokens of a row."""
 BUDGET = PixelBudget(image_max_pixels=64 * 64 * 4, video_max_pixels=64 * 64 * 16, video_max_frames=6)

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A language model: its width, layers, heads, heads of keys and values, head size, whether its head is tied (None: not known), rope base."""
+    """A language model: its width, layers, heads, heads of keys and values, head size, whether its head is tied, rope base."""
 
     width: int
     layers: int
     heads: int
     kv_heads: int
-    tied: bool | None
+    tied: bool
     rope: float
     head: int = 128
 
     @property
     def told(self) -> str:
         """As the yaml files say it."""
-        tied = "" if self.tied is None else "tied head, " if self.tied else "head of its own, "
+        tied = "tied head" if self.tied else "head of its own"
         return (
             f"{self.width} wide, {self.layers} layers, {self.heads} heads of {self.head} ({self.kv_heads} for keys and values), "
-            f"{tied}rope base {self.rope:.0e}".replace("e+0", "e")
+            f"{tied}, rope base {self.rope:.0e}".replace("e+0", "e")
         )
 
 
@@ -86,8 +86,55 @@ QWEN2_5_VL = {
         Text(width=8192, layers=80, heads=64, kv_heads=8, tied=False, rope=1e6),
     ),
 }
+_SMALL_UNTAPPED = Vision(depth=12, width=768, taps=())
+_MIDDLE_UNTAPPED = Vision(depth=24, width=1024, taps=())
+_LARGE_UNTAPPED = Vision(depth=27, width=1152, taps=())
 QWEN3_5 = {
-    "Qwen/Qwen3.5-9B": (_LARGE, Text(width=4096, layers=32, heads=16, kv_heads=4, tied=None, rope=1e7, head=256))
+    "Qwen/Qwen3.5-0.8B": (
+        _SMALL_UNTAPPED,
+        Text(width=1024, layers=24, heads=8, kv_heads=2, tied=True, rope=1e7, head=256),
+    ),
+    "Qwen/Qwen3.5-2B": (
+        _MIDDLE_UNTAPPED,
+        Text(width=2048, layers=24, heads=8, kv_heads=2, tied=True, rope=1e7, head=256),
+    ),
+    "Qwen/Qwen3.5-4B": (
+        _MIDDLE_UNTAPPED,
+        Text(width=2560, layers=32, heads=16, kv_heads=4, tied=True, rope=1e7, head=256),
+    ),
+    "Qwen/Qwen3.5-9B": (
+        _LARGE_UNTAPPED,
+        Text(width=4096, layers=32, heads=16, kv_heads=4, tied=False, rope=1e7, head=256),
+    ),
+    "Qwen/Qwen3.5-27B": (
+        _LARGE_UNTAPPED,
+        Text(width=5120, layers=64, heads=24, kv_heads=4, tied=False, rope=1e7, head=256),
+    ),
 }
-WHOLE = {**QWEN3_VL, **QWEN3_VL_MOE, **QWEN2_5_VL, **QWEN3_5}
+QWEN3_5_MOE = {
+    "Qwen/Qwen3.5-35B-A3B": (
+        _LARGE_UNTAPPED,
+        Text(width=2048, layers=40, heads=16, kv_heads=2, tied=False, rope=1e7, head=256),
+    ),
+    "Qwen/Qwen3.5-122B-A10B": (
+        _LARGE_UNTAPPED,
+        Text(width=3072, layers=48, heads=32, kv_heads=2, tied=False, rope=1e7, head=256),
+    ),
+    "Qwen/Qwen3.5-397B-A17B": (
+        _LARGE_UNTAPPED,
+        Text(width=4096, layers=60, heads=32, kv_heads=2, tied=False, rope=1e7, head=256),
+    ),
+}
+VALUE_HEADS = {
+    "Qwen/Qwen3.5-0.8B": 1,
+    "Qwen/Qwen3.5-2B": 1,
+    "Qwen/Qwen3.5-4B": 2,
+    "Qwen/Qwen3.5-9B": 2,
+    "Qwen/Qwen3.5-27B": 3,
+    "Qwen/Qwen3.5-35B-A3B": 2,
+    "Qwen/Qwen3.5-122B-A10B": 4,
+    "Qwen/Qwen3.5-397B-A17B": 4,
+}
+"""In layers with a state: heads of values to each head of queries and keys."""
+WHOLE = {**QWEN3_VL, **QWEN3_VL_MOE, **QWEN2_5_VL, **QWEN3_5, **QWEN3_5_MOE}
 LANGUAGE_MODELS = {**QWEN3, **QWEN2_5}

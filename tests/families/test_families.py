@@ -273,8 +273,23 @@ def test_experts_lie_in_files_as_published_and_either_form_is_read(tmp_path):
         assert torch.equal(parameter, stock.get_parameter(key)), key
 
 
-def test_the_routers_loss_is_refused_rather_than_left_out(tmp_path):
-    directory = write_checkpoint("qwen3_vl_moe", tmp_path, changes={"output_router_logits": True})
+def test_experts_that_lie_one_by_one_are_read_as_one_tensor(tmp_path):
+    """As `save_pretrained` writes Qwen3.5's; what is published, and what other readers are given, has one tensor for all."""
+    apart = write_checkpoint("qwen3_5_moe", tmp_path / "apart", experts_apart=True)
+    together = write_checkpoint("qwen3_5_moe", tmp_path / "together")
+    names = {directory: set(load_file(directory / "model.safetensors")) for directory in (apart, together)}
+    assert "model.language_model.layers.0.mlp.experts.7.up_proj.weight" in names[apart]
+    assert "model.language_model.layers.0.mlp.experts.gate_up_proj" in names[together]
+    ours, theirs = (WholeCheckpoint(path=each, processor=None).build(dtype=torch.float32).model for each in names)
+    stock = load_stock(apart, torch.float32)
+    for key, parameter in theirs.named_parameters():
+        assert torch.equal(ours.get_parameter(key), parameter), key
+        assert torch.equal(ours.get_parameter(key), stock.get_parameter(key)), key
+
+
+@pytest.mark.parametrize("family_name", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_the_routers_loss_is_refused_rather_than_left_out(tmp_path, family_name):
+    directory = write_checkpoint(family_name, tmp_path, changes={"output_router_logits": True})
     with pytest.raises(
         AssemblyError, match=r"^model\.path: .* asks for the routers' balancing loss .* Set it to false"
     ):
@@ -295,11 +310,11 @@ def test_what_no_model_takes_is_not_a_leftover(tmp_path):
 
 
 def test_other_families_are_refused_by_name(tmp_path):
-    from transformers import Qwen3_5MoeConfig
+    from transformers import Qwen2VLConfig
 
-    Qwen3_5MoeConfig().save_pretrained(tmp_path)
+    Qwen2VLConfig().save_pretrained(tmp_path)
     with pytest.raises(
-        AssemblyError, match=r"is a qwen3_5_moe; supported: qwen3_vl, qwen3_vl_moe, qwen2_5_vl, qwen3_5\.$"
+        AssemblyError, match=r"is a qwen2_vl; supported: qwen3_vl, qwen3_vl_moe, qwen2_5_vl, qwen3_5, qwen3_5_moe\.$"
     ):
         WholeCheckpoint(path=Path(tmp_path), processor=None).config()
 
@@ -324,6 +339,12 @@ PUBLISHED = {
         "head_dim": 256,
         "rope": {"mrope_section": [11, 11, 10]},
     },
+    "qwen3_5_moe": {
+        "hidden_size": 2048,
+        "num_attention_heads": 16,
+        "head_dim": 256,
+        "rope": {"mrope_section": [11, 11, 10]},
+    },
 }
 LANGUAGE_MODELS = {
     "qwen3": {"head_dim": 128, "hidden_size": 1024, "num_attention_heads": 16},
@@ -331,9 +352,10 @@ LANGUAGE_MODELS = {
     "qwen2_small": {"model_type": "qwen2", "hidden_size": 896, "num_attention_heads": 14},
     "qwen3_moe": {"head_dim": 128, "hidden_size": 2048, "num_attention_heads": 32},
     "qwen3_5_text": {"head_dim": 256, "hidden_size": 4096, "num_attention_heads": 16, "partial": 0.25},
+    "qwen3_5_moe_text": {"head_dim": 256, "hidden_size": 2048, "num_attention_heads": 16, "partial": 0.25},
     "llama": {"head_dim": 128, "hidden_size": 4096, "num_attention_heads": 32},
 }
-FITS = {("qwen3_vl", "qwen3"), ("qwen2_5_vl", "qwen2"), ("qwen3_5", "qwen3_5_text")}
+FITS = {("qwen3_vl", "qwen3"), ("qwen2_5_vl", "qwen2"), ("qwen3_5", "qwen3_5_text"), ("qwen3_5_moe", "qwen3_5_moe_text")}
 REASONS = {
     (
         "qwen3_vl",
@@ -347,6 +369,8 @@ REASONS = {
         "qwen2_small",
     ): r"its head size 64 does not fit the template's mrope_section \[16, 24, 24\], which makes 128",
     ("qwen3_vl_moe", "qwen3"): r"its layers hold one MLP.*Use a dense Qwen3-VL",
+    ("qwen3_5", "qwen3_5_moe_text"): r"its layers hold many MLPs.*trained whole: model=qwen3_5_35b_a3b",
+    ("qwen3_5_moe", "qwen3_5_text"): r"its layers hold one MLP.*Use a dense Qwen3\.5",
 }
 PAIRS = [(template, language) for template in PUBLISHED for language in LANGUAGE_MODELS]
 
@@ -422,7 +446,7 @@ def test_compiled_blocks_on_filled_rows_give_what_eager_ones_give(checkpoint, fa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_vl_30b_a3b", "qwen3_5_9b", "qwen2_5_vl_7b"])
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_vl_30b_a3b", "qwen3_5_9b", "qwen3_5_35b_a3b", "qwen2_5_vl_7b"])
 def test_adapters_of_the_yaml_find_their_layers_and_merge(name, tmp_path, tiny):
     """What a published size adapts by default exists in its family, and the merged model is a plain one."""
     pytest.importorskip("peft")
@@ -438,6 +462,7 @@ def test_adapters_of_the_yaml_find_their_layers_and_merge(name, tmp_path, tiny):
         "qwen3_vl": "qwen3_vl",
         "qwen3_vl_30b_a3b": "qwen3_vl_moe",
         "qwen3_5_9b": "qwen3_5",
+        "qwen3_5_35b_a3b": "qwen3_5_moe",
         "qwen2_5_vl_7b": "qwen2_5_vl",
     }[name]
     directory = tiny.vision_language if kind == "qwen3_vl" else write_checkpoint(kind, tmp_path)

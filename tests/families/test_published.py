@@ -9,7 +9,17 @@ import pytest
 import torch
 import yaml
 
-from tests.families.published import LANGUAGE_MODELS, QWEN2_5, QWEN2_5_VL, QWEN3_VL, WHOLE, Text
+from tests.families.published import (
+    LANGUAGE_MODELS,
+    QWEN2_5,
+    QWEN2_5_VL,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    QWEN3_VL,
+    VALUE_HEADS,
+    WHOLE,
+    Text,
+)
 from tests.families.tiny import MROPE, VISION, make_processor
 from vlmkit.config import conf_dir
 from vlmkit.conversation import Conversation, ImagePart, TextPart, Turn
@@ -45,6 +55,7 @@ QUICK = {
     "qwen2_5_vision3b_llm1_5b",
     "Qwen/Qwen3-VL-32B-Instruct",
     "Qwen/Qwen2.5-VL-7B-Instruct",
+    "Qwen/Qwen3.5-27B",
 }
 """Tied and untied, rows lost, gained and kept, both depths of vision encoders: the rest takes its time."""
 HEAD = 32
@@ -63,7 +74,7 @@ def test_the_head_of_a_yaml_tells_the_facts(name):
     told = [line for line in YAMLS[name].read_text().splitlines() if line.startswith("#")]
     vision, text = WHOLE[SIZES[name]] if name in SIZES else (WHOLE[PAIRS[name][0]][0], LANGUAGE_MODELS[PAIRS[name][1]])
     assert f"# Language model: {text.told}." in told
-    assert name.startswith("qwen3_5") or any(line.startswith(f"# Vision encoder: {vision.told}") for line in told)
+    assert any(line.startswith(f"# Vision encoder: {vision.told}") for line in told)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -126,19 +137,30 @@ def make_language_model(hub_id: str, directory: Path, tokenizer) -> Path:
 
 def make_vision_language_model(hub_id: str, directory: Path, tokenizer) -> Path:
     """A stand-in for a published vision-language model: as many taps, all but the last blocks tapped, its own head size."""
-    from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
+    from transformers import Qwen2_5_VLConfig, Qwen3_5Config, Qwen3_5MoeConfig, Qwen3VLConfig
 
     from vlmkit.model.families import FAMILIES
 
     shape, text = WHOLE[hub_id]
     settings = small(text)
-    family, kind = ("qwen2_5_vl", Qwen2_5_VLConfig) if hub_id in QWEN2_5_VL else ("qwen3_vl", Qwen3VLConfig)
-    depth = shape.depth * 4 // shape.taps[-1]
+    family, kind = {
+        **dict.fromkeys(QWEN3_VL, ("qwen3_vl", Qwen3VLConfig)),
+        **dict.fromkeys(QWEN2_5_VL, ("qwen2_5_vl", Qwen2_5_VLConfig)),
+        **dict.fromkeys(QWEN3_5, ("qwen3_5", Qwen3_5Config)),
+        **dict.fromkeys(QWEN3_5_MOE, ("qwen3_5_moe", Qwen3_5MoeConfig)),
+    }[hub_id]
+    depth = shape.depth * 4 // shape.taps[-1] if shape.taps else shape.depth // 6
     taps = [tap * depth // shape.depth for tap in shape.taps]
-    vision = {**VISION, "depth": depth, "hidden_size": 72 if shape.width == 1152 else 64}
+    vision = {**VISION, "depth": depth, "hidden_size": {768: 48, 1152: 72}.get(shape.width, 64)}
     vision |= {"out_hidden_size": settings["hidden_size"]}
     rope = {**MROPE, "rope_theta": text.rope}
-    if family == "qwen2_5_vl":
+    if hub_id in VALUE_HEADS:
+        settings |= {"head_dim": HEAD, "layer_types": ["linear_attention", "linear_attention", "full_attention"]}
+        settings |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2}
+        settings |= {"linear_num_value_heads": 2 * VALUE_HEADS[hub_id]}
+        settings |= {"num_experts": 8, "num_experts_per_tok": 2} if hub_id in QWEN3_5_MOE else {}
+        rope |= {"mrope_section": [2, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.25}
+    elif family == "qwen2_5_vl":
         del vision["num_position_embeddings"]
         vision |= {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": taps, "tokens_per_second": 2}
     else:
@@ -223,7 +245,7 @@ def test_a_pair_with_the_traits_of_each_size_assembles_packs_and_exports(name, s
     prove_packing(vlm.model, processor, pictures)
 
 
-@pytest.mark.parametrize("hub_id", unhurried([*QWEN3_VL, *QWEN2_5_VL]))
+@pytest.mark.parametrize("hub_id", unhurried([*QWEN3_VL, *QWEN2_5_VL, *QWEN3_5, *QWEN3_5_MOE]))
 def test_a_whole_model_with_the_traits_of_each_size_packs_and_exports(hub_id, stand_in, pictures, tmp_path):
     directory = stand_in(hub_id)
     model = WholeCheckpoint(path=directory, processor=None).build(dtype=torch.float32).model

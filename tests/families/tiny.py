@@ -77,7 +77,22 @@ def qwen3_5_config() -> Any:
     return Qwen3_5Config(vision_config=VISION, text_config=text, tie_word_embeddings=True)
 
 
-CONFIGS = {"qwen3_vl_moe": qwen3_vl_moe_config, "qwen2_5_vl": qwen2_5_vl_config, "qwen3_5": qwen3_5_config}
+def qwen3_5_moe_config() -> Any:
+    """As its dense sister; eight MLPs to a layer, two to a token, and one more for every token; an untied head."""
+    from transformers import Qwen3_5MoeConfig
+
+    text = {**qwen3_5_config().text_config.to_dict(), "num_experts": 8, "num_experts_per_tok": 2}
+    text |= {"moe_intermediate_size": 48, "shared_expert_intermediate_size": 40, "tie_word_embeddings": False}
+    del text["intermediate_size"], text["model_type"]
+    return Qwen3_5MoeConfig(vision_config=VISION, text_config=text, tie_word_embeddings=False)
+
+
+CONFIGS = {
+    "qwen3_vl_moe": qwen3_vl_moe_config,
+    "qwen2_5_vl": qwen2_5_vl_config,
+    "qwen3_5": qwen3_5_config,
+    "qwen3_5_moe": qwen3_5_moe_config,
+}
 
 
 def make_processor(family: str, tokenizer: Any) -> Any:
@@ -95,8 +110,18 @@ def make_processor(family: str, tokenizer: Any) -> Any:
     )
 
 
-def write_checkpoint(family: str, directory: Path, *, seed: int = 0, changes: dict[str, Any] | None = None) -> Path:
-    """Write model and processor of a family; `changes` are fields of its text config."""
+def write_checkpoint(
+    family: str,
+    directory: Path,
+    *,
+    seed: int = 0,
+    changes: dict[str, Any] | None = None,
+    experts_apart: bool = False,
+) -> Path:
+    """Write model and processor of a family; `changes` are fields of its text config.
+
+    Where published files hold all experts in one tensor, so do these, or each apart as `save_pretrained` would.
+    """
     from vlmkit.model.families import FAMILIES
 
     tokenizer = demo.train_tokenizer()
@@ -113,6 +138,8 @@ def write_checkpoint(family: str, directory: Path, *, seed: int = 0, changes: di
         model = FAMILIES[family].make(config)
         _shake(model)
     demo._save(model, directory)
+    if FAMILIES[family].one_tensor_of_experts and not experts_apart:
+        model.save_pretrained(directory, save_original_format=False)
     make_processor(family, tokenizer).save_pretrained(directory)
     return directory
 

@@ -61,6 +61,44 @@ def test_a_file_cut_short_is_named(tmp_path):
         TensorReader(tmp_path)
 
 
+def test_experts_that_lie_one_by_one_are_one_tensor(tmp_path):
+    """Over shards, in the order of their numbers, gate above up; some rows are some experts."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"layers.0.mlp.experts.{expert}.{matrix}.weight": torch.randn(*shape)
+        for expert in range(11)
+        for matrix, shape in (("gate_proj", (3, 2)), ("up_proj", (3, 2)), ("down_proj", (2, 3)))
+    }
+    names = sorted(tensors)
+    for number, part in enumerate((names[::2], names[1::2])):
+        save_file({name: tensors[name] for name in part}, tmp_path / f"{number}.safetensors")
+    places = {name: f"{place % 2}.safetensors" for place, name in enumerate(names)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    reader = TensorReader(tmp_path)
+    up, down = "layers.0.mlp.experts.gate_up_proj", "layers.0.mlp.experts.down_proj"
+    assert reader.names == [down, up]
+    assert (reader.shape(up), reader.shape(down)) == ([11, 6, 2], [11, 2, 3])
+    assert reader.num_bytes(up) == 11 * 6 * 2 * 4
+    one = [
+        torch.cat([tensors[f"layers.0.mlp.experts.{expert}.{matrix}.weight"] for matrix in ("gate_proj", "up_proj")])
+        for expert in range(11)
+    ]
+    assert torch.equal(reader.read(up), torch.stack(one))
+    assert torch.equal(reader.read(up, (9, 11)), torch.stack(one[9:]))
+    assert reader.read(up, (4, 4)).shape == (0, 6, 2)
+    assert reader.reads == {up: 3}
+
+
+def test_experts_of_which_one_is_missing_are_no_tensor(tmp_path):
+    from safetensors.torch import save_file
+
+    tensors = {f"experts.{expert}.down_proj.weight": torch.ones(2, 3) for expert in (0, 2)}
+    tensors |= {f"mlp.experts.{expert}.down_proj.weight": torch.ones(2, 3) for expert in (0, 2)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert TensorReader(tmp_path).names == sorted(tensors)
+
+
 def test_a_hash_sees_every_bit():
     tensor = torch.tensor([0.0, 1.0])
     assert tensor_hash(tensor) == tensor_hash(tensor.clone())

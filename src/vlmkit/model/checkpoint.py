@@ -241,7 +241,7 @@ def _write_weights(model: PreTrainedModel, directory: Path) -> None:
     """As `save_pretrained` does; then, shard by shard, in the form that the family's published files have."""
     family = family_of(model)
     if not family.transposed:
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, save_original_format=not family.one_tensor_of_experts)
         return
     model.save_pretrained(directory, max_shard_size=_SHARD)
     for path in weight_files(directory):

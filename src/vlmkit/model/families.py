@@ -57,6 +57,8 @@ class Family:
         file_prefixes: Beginnings of names that `save_pretrained` writes in another way, and that way.
         transposed: Ends of names whose tensors lie in published files with their last two dimensions swapped. Other readers
             than transformers know no other form; `save_pretrained` writes the model's own.
+        one_tensor_of_experts: Published files hold the matrices of a layer's experts in one tensor, as the model does;
+            `save_pretrained` would write them one by one. Both forms are read.
         unread: Beginnings of names that files hold and no model of transformers takes.
         liger: The norms and MLPs of its language model are the ones that Liger's kernels compute.
     """
@@ -75,6 +77,7 @@ class Family:
     experts: bool = False
     file_prefixes: Mapping[str, str] = field(default_factory=dict[str, str])
     transposed: tuple[str, ...] = ()
+    one_tensor_of_experts: bool = False
     unread: tuple[str, ...] = ()
     liger: bool = False
 
@@ -130,6 +133,13 @@ _DENSE = (
     "its layers hold one MLP, and the template's hold many. Use a dense Qwen3-VL checkpoint as model.vision_encoder"
 )
 
+_EXPERTS_3_5 = (
+    "its layers hold many MLPs, and the template's hold one. Such models are trained whole: model=qwen3_5_35b_a3b"
+)
+_DENSE_3_5 = (
+    "its layers hold one MLP, and the template's hold many. Use a dense Qwen3.5 checkpoint as model.vision_encoder"
+)
+
 QWEN3_VL = Family(
     name="qwen3_vl",
     model_class="Qwen3VLForConditionalGeneration",
@@ -180,11 +190,25 @@ QWEN3_5 = Family(
     vision_class="Qwen3_5VisionModel",
     layout=_PLAIN,
     language_models=("qwen3_5_text",),
+    unfit={"qwen3_5_moe_text": _EXPERTS_3_5},
     learned_positions=True,
     linear_attention=True,
     unread=("mtp.",),
 )
-FAMILIES = {family.name: family for family in (QWEN3_VL, QWEN3_VL_MOE, QWEN2_5_VL, QWEN3_5)}
+QWEN3_5_MOE = Family(
+    name="qwen3_5_moe",
+    model_class="Qwen3_5MoeForConditionalGeneration",
+    vision_class="Qwen3_5MoeVisionModel",
+    layout=_PLAIN,
+    language_models=("qwen3_5_moe_text",),
+    unfit={"qwen3_5_text": _DENSE_3_5},
+    learned_positions=True,
+    linear_attention=True,
+    experts=True,
+    one_tensor_of_experts=True,
+    unread=("mtp.",),
+)
+FAMILIES = {family.name: family for family in (QWEN3_VL, QWEN3_VL_MOE, QWEN2_5_VL, QWEN3_5, QWEN3_5_MOE)}
 """Every family, by the `model_type` of its `config.json`."""
 
 
