@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all format lint type imports check bench docs docs-quick build clean
+.PHONY: help setup demo test test-all format lint type imports check tables bench docs docs-quick build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,6 +46,9 @@ imports: setup  ## Check that imports point down the rooms
 	$(BIN)/lint-imports
 
 check: lint type imports  ## Everything that needs no run
+
+tables: setup  ## Write the README's tables and docs/errors.md anew
+	$(BIN)/python scripts/tables.py
 
 bench: setup  ## Print the measurements (minutes)
 	for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

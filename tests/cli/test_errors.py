@@ -21,7 +21,7 @@ def found() -> list[Message]:
 
 def test_the_page_is_the_generated_one():
     written = (REPOSITORY / "docs" / "errors.md").read_text(encoding="utf-8")
-    assert written == page(), "python -m vlmkit.cli.errors > docs/errors.md"
+    assert written == page(), "make tables writes it"
 
 
 def test_every_message_says_what_to_do(found):

@@ -223,3 +223,24 @@ def test_runs_are_ranked_by_a_benchmark_where_one_is_asked(tmp_path):
     assert told["metric"] == "eval/shapes/exact_match"
     assert not told["lower_is_better"]
     assert "p by " in run("compare", f"sweep={tmp_path / 'sweep'}")
+
+
+@pytest.mark.slow
+def test_a_training_that_falls_behind_is_ended_saved_and_has_no_rank(tmp_path):
+    """A rate that teaches nothing: its run stops at its first validation, long before its last step."""
+    searched = [
+        "hydra/sweeper=optuna", "hydra.sweeper.num_trials=2", "optim.lr=choice(1e-12,3e-3)", "validate.every_n_steps=8",
+        "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner", "~hydra.sweeper.pruner.n_startup_trials",
+        "+hydra.sweeper.pruner.upper=5.0", "data.validation=0.1", "data.limit=256", "data.batch_size=8",
+        "optim.warmup_ratio=0", "log.progress=false", "log.every_n_steps=1", f"run_dir={tmp_path / 'sweep'}",
+    ]  # fmt: skip
+    output = run("train", "-m", *searched)
+    told = {one["name"]: one for one in sweep_of(tmp_path / "sweep")["runs"]}
+    assert {name: (one["state"], one["rank"]) for name, one in told.items()} == {
+        "lr-1e-12": ("pruned", None), "lr-0.003": ("finished", 1),
+    }  # fmt: skip
+    behind, whole = tmp_path / "sweep" / "lr-1e-12", tmp_path / "sweep" / "lr-0.003"
+    assert 8 <= len(lines(behind)) < len(lines(whole)), "it is told between two steps"
+    assert list((behind / "checkpoints").glob("step-*"))
+    assert "ThresholdPruner ended it" in told["lr-1e-12"]["error"]
+    assert "Traceback" not in output

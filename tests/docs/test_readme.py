@@ -93,7 +93,7 @@ def known_words() -> set[str]:
 
 def test_the_table_is_the_generated_one():
     inside = README.split(TABLE_START, 1)[1].split("-->\n", 1)[1].split(TABLE_END, 1)[0]
-    assert inside.strip() == options_table().strip(), "put the output of python -m vlmkit.cli.options into the README"
+    assert inside.strip() == options_table().strip(), "make tables writes it"
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
@@ -168,6 +168,6 @@ def test_the_picture_is_drawn_for_light_and_dark_and_names_every_room():
 
 def test_the_table_of_benchmarks_is_the_generated_one():
     inside = README.split("<!-- benchmarks:", 1)[1].split("-->\n", 1)[1].split("<!-- end of benchmarks -->", 1)[0]
-    assert inside.strip() == markdown().strip(), "put the output of python -m vlmkit.cli.benchmarks into the README"
+    assert inside.strip() == markdown().strip(), "make tables writes it"
     for name in options_of("eval"):
         assert f"\n| {name} |" in README, name

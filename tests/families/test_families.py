@@ -355,7 +355,12 @@ LANGUAGE_MODELS = {
     "qwen3_5_moe_text": {"head_dim": 256, "hidden_size": 2048, "num_attention_heads": 16, "partial": 0.25},
     "llama": {"head_dim": 128, "hidden_size": 4096, "num_attention_heads": 32},
 }
-FITS = {("qwen3_vl", "qwen3"), ("qwen2_5_vl", "qwen2"), ("qwen3_5", "qwen3_5_text"), ("qwen3_5_moe", "qwen3_5_moe_text")}
+FITS = {
+    ("qwen3_vl", "qwen3"),
+    ("qwen2_5_vl", "qwen2"),
+    ("qwen3_5", "qwen3_5_text"),
+    ("qwen3_5_moe", "qwen3_5_moe_text"),
+}
 REASONS = {
     (
         "qwen3_vl",

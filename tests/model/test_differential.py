@@ -30,8 +30,8 @@ FEWER_INPUTS = 5
 """Of the other families: one of each kind."""
 LENGTHS = (1, 2, 3, 5, 17, 64, 100, 257, 599, 600)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
-ROUTED = 4
-"""As many times wider in bf16 where a rounding may send a token to another MLP."""
+ROUTED = 0.9
+"""Where a rounding to bf16 may send a token to another MLP, so many of a row's tokens keep to the tolerance, not all."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def stock64(checkpoint):
 
 @of_every_family("dtype", TOLERANCES, quick=[torch.float64])
 def test_logits_equal_the_unpatched_models(conversations, stock64, processor, family, dtype):
-    tolerance = TOLERANCES[dtype] * (ROUTED if family.experts and dtype == torch.bfloat16 else 1)
+    counted = ROUTED if family.experts and dtype == torch.bfloat16 else 1.0
     stock = copy.deepcopy(stock64).to(dtype)
     restore_rotary_buffers(stock)
     made = copy.deepcopy(stock)
@@ -83,8 +83,8 @@ def test_logits_equal_the_unpatched_models(conversations, stock64, processor, fa
             wanted = stock(**stock_inputs(told, processor, dtype), use_cache=False).logits
             found = ours.logits(batch)
         scale = max(1.0, float(wanted.abs().max()))
-        worst = float((found - wanted).abs().max()) / scale
-        assert worst < tolerance, f"input {number}: {worst:g}"
+        apart = (found - wanted).abs().amax(-1).flatten().float() / scale
+        assert apart.quantile(counted) < TOLERANCES[dtype], f"input {number}: {float(apart.max()):g}"
 
 
 def test_the_inputs_are_what_they_are_said_to_be(conversations, processor):
@@ -103,9 +103,9 @@ def test_the_inputs_are_what_they_are_said_to_be(conversations, processor):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_rows_of_1_to_600_tokens_have_the_unpatched_models_logits_and_losses(stock64, processor, family, dtype):
+def test_rows_of_1_to_600_tokens_have_the_unpatched_models_logits_and_losses(stock64, processor, dtype):
     """Bare tokens, without the template's own: the shortest rows there can be, alone and all in one pack."""
-    tolerance = TOLERANCES[dtype] * (ROUTED if family.experts and dtype == torch.bfloat16 else 1)
+    tolerance = TOLERANCES[dtype]
     draw = torch.Generator().manual_seed(1)
     stock = copy.deepcopy(stock64).to(dtype)
     restore_rotary_buffers(stock)

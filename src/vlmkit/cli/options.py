@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ _HEAD = ["| option | default | meaning |", "| --- | --- | --- |"]
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w@/]+):(?P<value>[^#]*?)(?:\s+#\s*(?P<meaning>.*))?$")
 _CHOICE = re.compile(r"^  - (?P<group>\w+): (?P<option>\w+)(?:\s+#\s*(?P<meaning>.*))?$", flags=re.MULTILINE)
 _SWEEPS = re.compile(r"^  - override /(?P<group>hydra/\w+): (?P<option>\w+)", flags=re.MULTILINE)
+_FEW = 6
+"""So many values of one setting stand in its row; where choices have more, each says so at its head."""
 _NOT_SETTINGS = ("defaults", "hydra", "_target_", "_recursive_")
 
 
@@ -113,16 +116,21 @@ def _rows(found: list[Setting], *, first: str) -> list[str]:
 
 
 def _default(setting: Setting, first: str) -> str:
-    """The value of the default choice; beside it those of the choices that have another."""
+    """The value of the default choice, or of most choices; beside it those that have another, where they are few."""
     told: dict[str, list[str]] = {}
     for choice, value in setting.values.items():
-        if choice == first or value != setting.values.get(first):
-            told.setdefault(value, []).append(choice)
-    parts = [
-        f"`{value}`" if first in choices else f"{', '.join(f'`{choice}`' for choice in choices)}: `{value}`"
-        for value, choices in sorted(told.items(), key=lambda item: first not in item[1])
+        told.setdefault(value, []).append(choice)
+    most = max(told, key=lambda value: len(told[value]))
+    usual = setting.values.get(first, most if 2 * len(told[most]) > len(setting.values) > _FEW else None)
+    if len(told) > _FEW:
+        own = "each choice has its own" if usual is None else f"`{usual}`; some choices have their own"
+        return _escape(own)
+    others = [
+        f"{', '.join(f'`{choice}`' for choice in choices)}: `{value}`"
+        for value, choices in told.items()
+        if value != usual
     ]
-    return _escape("; ".join(parts))
+    return _escape("; ".join([f"`{usual}`", *others] if usual is not None else others))
 
 
 def _escape(cell: str) -> str:
@@ -130,8 +138,9 @@ def _escape(cell: str) -> str:
 
 
 def _collect(files: list[Path], *, prefix: str) -> list[Setting]:
-    """Each setting of these files once, with the fullest meaning that one of them gives."""
+    """Each setting of these files once, with the meaning that most of them give, of equals the fullest."""
     found: dict[str, Setting] = {}
+    told: dict[str, Counter[str]] = {}
     for path in files:
         meanings = _meanings(path)
         for key, value in _values(path):
@@ -140,8 +149,10 @@ def _collect(files: list[Path], *, prefix: str) -> list[Setting]:
                 continue
             setting = found.setdefault(name, Setting(name=name))
             setting.values[path.stem.lstrip("_")] = value  # what choices share is told as the one it is named after
-            meaning = meanings.get(key) or meanings.get(key.rpartition(".")[0], "")
-            setting.meaning = max(setting.meaning, meaning, key=len)
+            if meaning := meanings.get(key) or meanings.get(key.rpartition(".")[0], ""):
+                told.setdefault(name, Counter())[meaning] += 1
+    for name, counts in told.items():
+        found[name].meaning = max(counts, key=lambda meaning: (counts[meaning], len(meaning)))
     return list(found.values())
 
 
