@@ -103,7 +103,9 @@ def _title(path: str, file: str) -> str:
 
 def made_pages() -> dict[str, str | bytes]:
     """Pages (and pictures) that stand in no file: path under docs/ and content."""
-    options = "# Every setting\n\n" + section("README.md", "Options").split("<!-- options", 1)[0] + "\n" + options_table()
+    options = (
+        "# Every setting\n\n" + section("README.md", "Options").split("<!-- options", 1)[0] + "\n" + options_table()
+    )
     options = re.sub(
         r"^\*\*(.+?)\*\*(.*)$",
         lambda m: f"## {m[1]}" + (f"\n\n{m[1]}{m[2]}" if m[2] else ""),
