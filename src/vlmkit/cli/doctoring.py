@@ -32,6 +32,8 @@ OPTIONAL: dict[str, tuple[str, str]] = {
     "vllm": ("vllm", "backend=vllm"),
     "tensorboard": ("tensorboard", "logger=tensorboard"),
     "mlflow": ("mlflow", "logger=mlflow"),
+    "optuna": ("sweep", "hydra/sweeper=optuna: a search of settings"),
+    "submitit": ("sweep", "hydra/launcher=submitit_slurm: the runs of a sweep as jobs of SLURM"),
 }
 """Modules that are not needed: the extra that brings each, and what for."""
 _WIDTH, _PATCH, _TEMPORAL, _NUM_PATCHES = 1024, 16, 2, 1024
@@ -126,7 +128,8 @@ def extras() -> Section:
         section.add("ok", f"installed: {', '.join(here)}")
     for module, (extra, purpose) in OPTIONAL.items():
         if module not in here:
-            section.add("note", f"{module} is not installed. pip install 'vlmkit[{extra}]' for {purpose}")
+            built = "--no-build-isolation " if extra == "flash" else ""  # its installer imports PyTorch
+            section.add("note", f"{module} is not installed. pip install {built}'vlmkit[{extra}]' for {purpose}")
     return section
 
 

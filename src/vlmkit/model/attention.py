@@ -229,7 +229,7 @@ class PackedVisionAttention(nn.Module):
 def flash_fault() -> str | None:
     """Why flash-attn cannot be used here; None where it can. Its binaries load under one PyTorch only."""
     if find_spec("flash_attn") is None:
-        return "flash-attn is not installed. pip install 'vlmkit[flash]'."
+        return "flash-attn is not installed. Install it: pip install --no-build-isolation 'vlmkit[flash]'."
     try:
         import_module("flash_attn")
     except (ImportError, OSError, RuntimeError) as error:
