@@ -27,7 +27,10 @@ def test_what_is_not_there_is_told():
     with pytest.raises(ConfigError, match="attn_implementation=flash needs a CUDA device and bf16 or fp16, found cpu"):
         choose_kernel("flash", CPU, torch.bfloat16)
     if not find_spec("flash_attn"):
-        with pytest.raises(ConfigError, match=r"flash-attn is not installed. Install it: pip install --no-build-isolation 'vlmkit\[flash\]'"):
+        with pytest.raises(
+            ConfigError,
+            match=r"flash-attn is not installed. Install it: pip install --no-build-isolation 'vlmkit\[flash\]'",
+        ):
             choose_kernel("flash", GPU, torch.bfloat16)
 
 
