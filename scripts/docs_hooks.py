@@ -30,6 +30,7 @@ _INCLUDE = re.compile(r'^<!-- include (?P<file>\S+)(?: "(?P<heading>[^"]+)")? --
 _SCRIPT = re.compile(r"^<!-- script (?P<file>\S+) -->$", flags=re.MULTILINE)
 _HEADING = re.compile(r"^(?P<marks>#+) +(?P<title>.*?) *$")
 _LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)]*)?\)")
+_PATH_AS_LABEL = re.compile(r"\[([\w/]+\.md)\]\((?=\1)")
 PLACES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -90,12 +91,21 @@ def _relinked(text: str, file: str, page: str) -> str:
         shown = PLACES.get(target, target.removeprefix("docs/"))
         return f"]({'../' * page.count('/')}{shown}{match[2] or ''})"
 
-    return _LINK.sub(led, text)
+    return _LINK.sub(led, _PATH_AS_LABEL.sub(lambda match: f"[{_title(match[1], file)}](", text))
+
+
+def _title(path: str, file: str) -> str:
+    """The heading of the page that a link leads to; the path itself where it has none."""
+    place = (REPOSITORY / file).parent / path
+    lines = place.read_text(encoding="utf-8").splitlines() if place.is_file() else []
+    return next((line.removeprefix("# ") for line in lines if line.startswith("# ")), path)
 
 
 def made_pages() -> dict[str, str | bytes]:
     """Pages (and pictures) that stand in no file: path under docs/ and content."""
-    options = "# Options\n\n" + section("README.md", "Options").split("<!-- options", 1)[0] + "\n" + options_table()
+    options = (
+        "# Every setting\n\n" + section("README.md", "Options").split("<!-- options", 1)[0] + "\n" + options_table()
+    )
     options = re.sub(
         r"^\*\*(.+?)\*\*(.*)$",
         lambda m: f"## {m[1]}" + (f"\n\n{m[1]}{m[2]}" if m[2] else ""),

@@ -138,7 +138,22 @@ def test_every_concept_has_its_picture():
     text = (DOCS / "concepts.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"\(pictures/(\w+)\.svg\)", text))
     assert shown == {path.stem for path in PICTURES}
-    assert len(shown) == 6
+    assert len(shown) == 9
+    for concept in re.split(r"^## ", text, flags=re.MULTILINE)[1:-1]:
+        assert len(re.findall(r"^!\[.+\]\(pictures/", concept, flags=re.MULTILINE)) == 1, concept.split("\n", 1)[0]
+
+
+def test_every_page_stands_in_the_navigation_once():
+    import yaml
+
+    def pages(entries):
+        for entry in entries:
+            (found,) = entry.values()
+            yield from pages(found) if isinstance(found, list) else [found]
+
+    shown = list(pages(yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
+    assert len(shown) == len(set(shown))
+    assert {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")} <= set(shown)
 
 
 # --- notebooks --------------------------------------------------------------------------------------------------------
@@ -216,10 +231,12 @@ def test_a_section_is_taken_as_it_stands_and_its_links_led_to_the_pages():
     import docs_hooks
 
     runs = docs_hooks.with_sections('<!-- include README.md "Runs" -->', "runs.md")
-    assert "[parallel.md](parallel.md)" in runs or "](parallel.md)" in runs
+    assert "](parallel.md)" in runs
     assert "](gpu.md)" in runs
+    assert "[docs/sweeps.md]" not in runs
+    assert "[Sweeps](sweeps.md)" in runs
     assert "## Evaluation" not in runs
-    assert "### What befalls machines" in runs
+    assert "### When something fails" in runs
     assert "](../gpu.md)" in docs_hooks.with_sections('<!-- include README.md "Runs" -->', "recipes/x.md")
     with pytest.raises(LookupError, match=r"README\.md has no heading 'Nothing'"):
         docs_hooks.section("README.md", "Nothing")

@@ -133,6 +133,25 @@ def test_nothing_sticks_out_on_a_narrow_screen(page, browser):
             assert opened.ask("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_of_a_long_video_each_pair_that_is_shown_has_its_own_frames_and_time(prepare, tmp_path, browser, monkeypatch):
+    monkeypatch.setattr("vlmkit.pages.samples.MAX_FRAME_PAIRS", 2)
+    data = prepare()
+    path = write(data, tmp_path / "film.html", rows=[4])
+    (shown,) = json.loads(path.read_text().split('id="data-samples">', 1)[1].split("</script>", 1)[0])
+    medium = shown["media"][0]
+    assert medium["num_pairs"] == 3
+    with browser.page(path) as opened:
+        assert opened.ask(
+            "[...document.querySelectorAll('.pair')].map((one) => one.querySelectorAll('img').length)"
+        ) == [2, 2]
+        told = opened.ask("[...document.querySelectorAll('.pair p')].map((one) => one.textContent)")
+        assert told == [
+            f"{stamp} s · frames {medium['numbers'][2 * n]}, {medium['numbers'][2 * n + 1]}"
+            for n, stamp in enumerate(medium["stamps"][:2])
+        ]
+        assert "1 frame pair more" in opened.ask("document.querySelector('.film').textContent")
+
+
 def test_the_page_says_why_a_run_would_stop_and_stands_without_a_plan(prepare, tmp_path, browser):
     data = prepare()
     data.judgement.verdict[:] = data.judgement.words.index("overlong")

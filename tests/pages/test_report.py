@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -83,7 +84,10 @@ def test_the_report_shows_every_outcome_and_finds_answers(page, browser):
     with browser.page(page) as opened:
         assert opened.faults == []
         assert opened.ask(VIEW) == ["all 50", "right 10", "partial 10", "wrong 10", "unparsed 10", "failed 10"]
-        assert "30.0 %" in opened.ask("document.querySelector('.card').textContent")
+        card = opened.ask("document.querySelector('.card').textContent")
+        assert re.search(r"30\.0 ± \d+\.\d %", card), card
+        assert "50 cases · " in card
+        assert "95\xa0% intervals: 1.96 standard errors" in opened.ask("document.getElementById('how').textContent")
         for _ in range(3):
             opened.press("f")
         assert opened.ask(SHOWN)[:3] == ["1", "6", "11"]
@@ -198,6 +202,23 @@ def test_the_comparison_shows_the_cases_that_changed(compared, browser):
         opened.resize(360, 700)
         opened.settle()
         assert opened.ask("document.documentElement.scrollWidth <= innerWidth")
+        hidden = "[...document.querySelectorAll('#forest td')].filter((one) => one.getBoundingClientRect().right > innerWidth || !one.offsetParent).length"
+        assert opened.ask(hidden) == 0
+
+
+@pytest.mark.slow
+def test_the_comparison_opens_at_a_benchmark_that_changed_and_an_empty_list_takes_no_room(tmp_path, browser):
+    cases = benchmark(tmp_path, 50)
+    for name in "ab":
+        evaluated(tmp_path / name, cases)
+    found = [read_evaluation(tmp_path / name) for name in "ab"]
+    (alike,) = compare(*found, seed=0)
+    page = write_comparison(tmp_path / "compare.html", *found, [alike], max_pictures=0)
+    with browser.page(page) as opened:
+        assert opened.ask(VIEW)[0] == "changed 0"
+        assert opened.ask("document.querySelector('.shelf').getBoundingClientRect().height") < 150
+        opened.press("f"), opened.press("f"), opened.press("f")
+        assert opened.ask("document.querySelector('.shelf').getBoundingClientRect().height") > 300
 
 
 def test_images_that_are_no_files_come_from_the_reports(tmp_path):
@@ -253,7 +274,7 @@ def test_how_a_score_was_made_can_be_unfolded(tmp_path, browser):
         for told in (
             "paper, changed: prompt_suffix",
             "0123456789ab",
-            "image max pixels 1024",
+            "image max pixels 1,024",
             "max new tokens 8",
             "20.0 %",
         ):

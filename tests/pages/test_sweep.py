@@ -94,6 +94,34 @@ def test_the_pages_are_legible(page, tmp_path, browser, dark):
 
 
 @pytest.mark.slow
+def test_the_plots_say_what_they_show(page, browser):
+    with browser.page(page) as opened:
+        assert opened.ask("document.querySelector('.effect p').textContent") == "val/loss, lower is better"
+        legend = opened.ask("document.getElementById('legend').textContent")
+        for meaning in ("the best", "ended early", "95\xa0% intervals"):
+            assert meaning in legend
+        labels = "[...document.querySelectorAll('#curves .end')].filter((one) => !one.hasAttribute('hidden')).map((one) => one.textContent)"
+        assert opened.ask(labels) == ["#1"]
+        opened.press("j")
+        opened.press("j")
+        assert opened.ask(labels) == ["#2"], "the label of the best would lie under that of the chosen run"
+        assert "steps" in opened.ask("[...document.querySelectorAll('#curves text')].map((one) => one.textContent)")
+
+
+@pytest.mark.slow
+def test_runs_that_are_as_good_as_the_best_are_counted(tmp_path, browser):
+    runs = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+        job = Job(name=name, run_dir=tmp_path / name, settings={"optim.lr": name}, command=())
+        runs.append((job, Outcome(state="finished", seconds=1.0, attempts=1)))
+    page = write_sweep_page(make_table(tmp_path, runs, metric=None), tmp_path / "sweep.html")
+    with browser.page(page) as opened:
+        assert "as good1 other run" in opened.ask("document.getElementById('stats').textContent").replace(" 1", "1")
+
+
+@pytest.mark.slow
 def test_many_values_of_a_setting_make_an_axis(tmp_path, browser):
     with browser.page(write_sweep_page(sweep(tmp_path, 9), tmp_path / "sweep.html")) as opened:
         assert opened.faults == []

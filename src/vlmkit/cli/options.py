@@ -112,7 +112,10 @@ def _with_included(command: str) -> str:
 
 
 def _rows(found: list[Setting], *, first: str) -> list[str]:
-    return [*_HEAD, *(f"| `{one.name}` | {_default(one, first)} | {_escape(one.meaning)} |" for one in found)]
+    return [
+        *_HEAD,
+        *(f"| `{one.name}` | {_default(one, first)} | {_escape(one.meaning).replace('<', '&lt;')} |" for one in found),
+    ]
 
 
 def _default(setting: Setting, first: str) -> str:

@@ -109,7 +109,7 @@ def _settings(inspection: Inspection) -> dict[str, str]:
         ),
         "A pack holds": f"at most {held}",
         "Order": f"{data.order}, seed {data.seed}" + (", the heaviest pack first" if data.heaviest_first else ""),
-        "Longest row": f"{data.max_tokens} tokens; longer ones: {data.overlong}" if data.max_tokens else "any",
+        "Longest row": f"{data.max_tokens:,} tokens; longer ones: {data.overlong}" if data.max_tokens else "any",
         "Pixels of an image": f"{limits['image_min_pixels']:,} to {limits['image_max_pixels']:,}",
         "Pixels of a video": f"{limits['video_min_pixels']:,} to {limits['video_max_pixels']:,}, all frames together; "
         f"{limits['video_fps']:g} frames a second, at most {limits['video_max_frames']:g}",

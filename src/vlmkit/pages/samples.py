@@ -50,6 +50,7 @@ class ShownMedium:
         stamps: Time stamp of each frame pair (video only), as it is said to the model, in seconds.
         numbers: Numbers of the frames in the file (video only).
         num_pairs: Frame pairs, those that are not shown included (video only).
+        frames_per_pair: Frames of `frames` that make one pair; 1 for an image.
         runs: First token and number of tokens of each run of visual tokens: one for an image, one a frame pair.
     """
 
@@ -63,6 +64,7 @@ class ShownMedium:
     stamps: list[str]
     numbers: list[int]
     num_pairs: int
+    frames_per_pair: int
     runs: list[Run]
 
 
@@ -250,6 +252,7 @@ def _medium(
         stamps=stamps,
         numbers=numbers,
         num_pairs=grid[0] if isinstance(part, VideoPart) else 0,
+        frames_per_pair=processor.geometry.temporal_patch_size if isinstance(part, VideoPart) else 1,
         runs=runs,
     )
 

@@ -166,7 +166,8 @@ def notes(found: Standings) -> list[str]:
     lower = lower_is_better(found.metric)
     tests = ", ".join(dict.fromkeys(row.paired.test for row in found.rows))
     told = [
-        f"Differences from the best run, case by case ({'above 0 is worse' if lower else 'below 0 is worse'}); p by {tests}.",
+        f"Differences from the best run, case by case ({'above 0 is worse' if lower else 'below 0 is worse'}), with 95 % intervals; "
+        f"p by {tests}.",
         f"The best was picked by the same cases, so p (Holm) allows for all {found.num_pairs} pairs of runs; clear: below "
         "0.05. For the same reason differences from the best look a little larger than they are.",
     ]

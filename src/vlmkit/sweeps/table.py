@@ -139,7 +139,7 @@ def notes(table: Table) -> list[str]:
     direction = "lower" if lower_is_better(table.metric) else "higher"
     how = _HOW.get(table.metric, "score of a benchmark, in its unit; intervals as in its report")
     found = [
-        f"{len(table.rows)} runs: {told}. Ranked by {table.metric} ({direction} is better): {how}. Intervals are 95 %.",
+        f"{len(table.rows)} runs: {told}. Ranked by {table.metric} ({direction} is better): {how}. Intervals are 95 %: 1.96 standard errors to each side.",
     ]
     if states["pruned"]:
         found.append("Pruned runs were ended early; their scores are of fewer steps and have no rank.")

@@ -36,6 +36,8 @@ const grouped = new Intl.NumberFormat("en");
 const count = (number) => grouped.format(number);
 const percent = (share, digits = 0) => (100 * share).toFixed(digits) + " %";
 const several = (number, word, plural) => count(number) + " " + (number === 1 ? word : plural || word + "s");
+/** A name that may break where its parts join: `Basic_Medical_Science`, `eval/shapes/exact_match`. */
+const breakable = (name) => name.split(/(?<=[_/])/).map((part, n) => [n ? el("wbr") : null, part]);
 const stat = (name, value, more) =>
   el("div", { class: "stat" }, el("dt", {}, name), el("dd", {}, value, more ? [" ", el("small", {}, more)] : null));
 

@@ -33,8 +33,8 @@ function caseBrowser(host, { views, line, full, text }) {
   const told = el("span", { class: "muted small", role: "status" });
   const viewport = el("div", { class: "viewport", tabindex: "0", role: "listbox", "aria-label": "Cases", onkeydown: walk });
   const detail = el("div", { class: "full", "aria-live": "polite" });
-  host.append(el("div", { class: "browser" }, el("div", { class: "filters", role: "search" }, buttons, categories, search, told),
-    el("div", { class: "shelf panel" }, viewport, detail)));
+  const shelf = el("div", { class: "shelf panel" }, viewport, detail);
+  host.append(el("div", { class: "browser" }, el("div", { class: "filters", role: "search" }, buttons, categories, search, told), shelf));
   const list = virtualList(viewport, 76, (n) => {
     const one = shown[n];
     return el("div", { class: "case", role: "option", id: "case-" + n, "aria-selected": String(n === chosen), "data-id": one.id, onclick: () => select(n) }, line(one));
@@ -53,6 +53,7 @@ function caseBrowser(host, { views, line, full, text }) {
     });
     told.textContent = shown.length === cases.length ? several(cases.length, "case") : `${count(shown.length)} of ${several(cases.length, "case")}`;
     chosen = -1;
+    shelf.classList.toggle("none", !shown.length);
     list.show(shown.length);
     select(shown.length ? 0 : -1);
   }

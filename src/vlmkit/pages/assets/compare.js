@@ -7,11 +7,14 @@ const signed = (value, digits = 1) => (value > 0 ? "+" : value < 0 ? "−" : "±
 const most = Math.max(1, ...differences.flatMap((one) => [one.difference, ...(one.interval || [])].map(Math.abs))) * 1.08;
 const place = (value) => 50 + (50 * value) / most + "%";
 
+const heads = ["benchmark", "A", "B", "B − A", null, "n", "B better / worse", "p", "p (Holm)", "verdict"];
+const unit = (one) => (one.unit === "percent" ? " %" : "");
+
 function row(one, n) {
   const way = !one.significant ? "" : one.difference > 0 ? "up" : "down";
-  return el("tr", { "aria-selected": "false", onclick: () => show(n) },
+  const line = el("tr", { "aria-selected": "false", onclick: () => show(n) },
     el("td", {}, el("button", { type: "button" }, one.benchmark)),
-    el("td", { class: "num" }, one.first.toFixed(1)), el("td", { class: "num" }, one.second.toFixed(1)),
+    el("td", { class: "num" }, one.first.toFixed(1) + unit(one)), el("td", { class: "num" }, one.second.toFixed(1) + unit(one)),
     el("td", { class: "num" }, el("b", {}, signed(one.difference)), one.interval ? el("div", { class: "small muted" }, `${signed(one.interval[0])} to ${signed(one.interval[1])}`) : null),
     el("td", { class: "plot" }, el("div", { class: "axis", role: "img", "aria-label": `difference ${signed(one.difference)}` + (one.interval ? `, from ${signed(one.interval[0])} to ${signed(one.interval[1])}` : "") },
       el("div", { class: "zero" }),
@@ -22,6 +25,8 @@ function row(one, n) {
     el("td", { class: "num" }, one.p < 0.0001 ? "< 0.0001" : one.p.toFixed(4)),
     el("td", { class: "num" }, one.p_holm < 0.0001 ? "< 0.0001" : one.p_holm.toFixed(4)),
     el("td", {}, el("span", { class: "chip " + (way === "up" ? "good" : way === "down" ? "bad" : "") }, one.significant ? (one.difference > 0 ? "B is better" : "B is worse") : "no clear difference")));
+  [...line.children].forEach((cell, m) => { cell.dataset.name = heads[m] ?? "A better · B better"; });
+  return line;
 }
 
 const change = (one) => Math.sign((one.answers[1].score ?? 0) - (one.answers[0].score ?? 0));
@@ -61,9 +66,8 @@ function show(n) {
   browser.show(differences[n].cases);
 }
 
-const heads = ["benchmark", "A", "B", "B − A", null, "n", "better / worse", "p", "p (Holm)", ""];
 byId("forest").append(
-  el("thead", {}, el("tr", {}, heads.map((name, n) => el("th", { class: n && name !== null && name !== "" ? "num" : "", scope: "col" },
+  el("thead", {}, el("tr", {}, heads.map((name, n) => el("th", { class: n && name !== null && name !== "verdict" ? "num" : "", scope: "col" },
     name === null ? el("div", { class: "ends" }, el("span", {}, "A better"), el("span", {}, "B better")) : name)))),
   el("tbody", {}, differences.map(row)));
 byId("names").append(...told.names.map((one, n) => el("div", { class: "side panel" },
@@ -72,6 +76,7 @@ byId("names").append(...told.names.map((one, n) => el("div", { class: "side pane
 const left = differences.filter((one) => one.only_first || one.only_second).map((one) => `${one.benchmark}: ${one.only_first} cases of A alone and ${one.only_second} of B are left out.`);
 const asked = differences.filter((one) => one.other_prompts).map((one) => `${one.benchmark}: ${count(one.other_prompts)} cases were asked in other words.`);
 byId("how").textContent = [
+  "A and B are mean scores over the cases that both have answered, B − A is their difference, in percentage points where they are percentages; a metric that is no such mean (POPE's F1) stands in the reports alone.",
   "Differences are taken case by case; lines are 95 % intervals by Student's t, with standard errors clustered by media.",
   `p by ${[...new Set(differences.map((one) => one.test))].join(" and ")}, two-sided; p (Holm) allows for ${several(differences.length, "benchmark")} compared; a clear difference is one with p (Holm) below 0.05.`,
   ...left, ...asked].join(" ");
@@ -79,5 +84,5 @@ byId("facts").textContent = told.names.map((one, n) => `${LETTERS[n]} ${one.dire
 bindKeys(["]"], "Next benchmark", () => show((current + 1) % differences.length));
 bindKeys(["["], "Benchmark before", () => show((current - 1 + differences.length) % differences.length));
 bindCommonKeys();
-show(0);
+show(Math.max(0, differences.findIndex((one) => one.cases.some(change))));
 document.documentElement.dataset.ready = "true";

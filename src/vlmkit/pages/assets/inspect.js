@@ -9,6 +9,7 @@ let current = -1, cursor = -1;
 
 const supervisedOf = (sample) => sample.supervised.reduce((sum, [first, end]) => sum + end - first, 0);
 const isTrained = (sample) => sample.verdict === "trained";
+const named = (reason) => reason.replaceAll("_", " ");
 
 function shareBar(sample, name) {
   const parts = [["cool", sample.num_visual_tokens], ["good", supervisedOf(sample)]];
@@ -21,8 +22,8 @@ function entry(sample, n) {
   const medium = sample.media[0];
   const thumb = medium ? el("img", { class: "thumb", src: medium.frames[0], alt: "" }) : el("span", { class: "thumb" }, sample.ids.length ? "text" : "–");
   const what = sample.ids.length
-    ? [`${count(sample.ids.length)} tokens`, shareBar(sample, "share"), isTrained(sample) ? null : el("span", { class: "chip bad" }, "out")]
-    : [el("span", { class: "chip bad" }, sample.verdict)];
+    ? [`${count(sample.ids.length)} tokens`, shareBar(sample, "share"), isTrained(sample) ? null : el("span", { class: "chip bad", title: "not trained: " + named(sample.verdict) }, "out")]
+    : [el("span", { class: "chip bad" }, named(sample.verdict))];
   return el("li", {}, el("button", { type: "button", class: "entry", onclick: () => show(n), title: sample.where },
     thumb, el("span", { class: "where" }, el("bdi", {}, sample.file)), el("span", { class: "what" }, what)));
 }
@@ -63,7 +64,7 @@ function drawSample(sample, n) {
     el("button", { type: "button", class: "button", "aria-label": "Row before", onclick: () => show(current - 1) }, "←"),
     el("button", { type: "button", class: "button", "aria-label": "Next row", onclick: () => show(current + 1) }, "→"));
   const chips = [
-    el("span", { class: "chip " + (isTrained(sample) ? "good" : "bad") }, isTrained(sample) ? "trained" : "not trained: " + sample.verdict),
+    el("span", { class: "chip " + (isTrained(sample) ? "good" : "bad") }, isTrained(sample) ? "trained" : "not trained: " + named(sample.verdict)),
     sample.note ? el("span", { class: "chip warn" }, sample.note) : null,
   ];
   const parts = [
@@ -85,8 +86,8 @@ function drawSample(sample, n) {
       stat("media", count(sample.media.length)),
       isTrained(sample) && plan ? stat("packs", packsOf(sample)) : null),
     shareBar(sample, "bar-of-tokens"),
-    el("div", { class: "switches", role: "group", "aria-label": "What to show" }, switches.map(([name, key, title]) =>
-      el("button", { type: "button", class: "button small", "data-switch": name, "aria-pressed": String(isOn(name)), onclick: () => flip(name) },
+    el("div", { class: "switches", role: "group", "aria-label": "What to show" }, switches.map(([name, key, title, meaning]) =>
+      el("button", { type: "button", class: "button small", title: meaning, "data-switch": name, "aria-pressed": String(isOn(name)), onclick: () => flip(name) },
         title, el("kbd", {}, key))),
       el("span", { class: "legend", style: { marginLeft: "auto" } },
         el("span", {}, el("i", { class: "swatch good" }), "supervised"), el("span", {}, el("i", { class: "swatch cool" }), "media"),
@@ -159,9 +160,7 @@ function lightCell(cell, place, token) {
 }
 
 function drawFilm(sample, medium) {
-  const depth = medium.frames.length / Math.min(medium.num_pairs, medium.frames.length);
-  const per = Math.round(medium.frames.length / Math.ceil(medium.frames.length / depth));
-  const pairs = [];
+  const per = medium.frames_per_pair, pairs = [];
   for (let pair = 0; pair * per < medium.frames.length; pair++) {
     const frames = medium.frames.slice(pair * per, pair * per + per);
     const numbers = medium.numbers.slice(pair * per, pair * per + per);
@@ -343,8 +342,8 @@ function drawRefused() {
   return [
     el("p", {}, `${several(total, "row")} of ${count(told.num_rows)} are not trained on.`),
     el("div", { class: "panel packs-panel" }, el("div", {}, told.refused.map((reason) => el("div", { class: "reason" },
-      el("h3", {}, reason.reason.replaceAll("_", " "), el("span", { class: "chip bad" }, count(reason.count))),
-      el("div", { class: "scroll" }, el("table", {}, reason.first.map((row) =>
+      el("h3", {}, named(reason.reason), el("span", { class: "chip bad" }, count(reason.count))),
+      el("div", { class: "scroll" }, el("table", { class: "findings" }, reason.first.map((row) =>
         el("tr", {}, el("td", { class: "mono break" }, row.where), el("td", { class: "break" }, row.finding))))),
       reason.first.length < reason.count ? el("p", { class: "muted small" }, `… and ${several(reason.count - reason.first.length, "row")} more`) : null)))),
   ];

@@ -21,7 +21,7 @@ function card(benchmark, n) {
   const outcomes = told.outcomes.map((outcome) => [outcome, cases.reduce((sum, one) => sum + (one.outcome === outcome ? 1 : 0), 0)]);
   return el("button", { type: "button", class: "card panel", "aria-pressed": "false", onclick: () => show(n) },
     el("span", { class: "top-line" }, el("span", { class: "name" }, name),
-      el("span", { class: "score" }, figures.score.toFixed(1), el("small", {}, figures.unit === "percent" ? " %" : " " + figures.unit), el("small", {}, spreadOf(figures)))),
+      el("span", { class: "score" }, figures.score.toFixed(1), el("small", {}, spreadOf(figures) + (figures.unit === "percent" ? " %" : " " + figures.unit)))),
     scale(figures, topOf(figures), figures.baselines),
     el("span", { class: "stack", "aria-hidden": "true" }, outcomes.map(([outcome, number]) =>
       number ? el("i", { style: { flex: String(number), background: `var(--${tones[outcome]}-mark)` } }) : null)),
@@ -29,25 +29,25 @@ function card(benchmark, n) {
       el("span", {}, el("i", { class: "swatch", style: { background: `var(--${tones[outcome]}-mark)` } }), `${outcome} ${count(number)}`))),
     figures.judging ? el("span", { class: "small muted" }, `judged by ${figures.judge.model}`,
       figures.judging.failed ? `; ${count(figures.judging.failed)} of ${count(figures.judging.failed + figures.judging.judged)} judgements failed` : `; ${several(figures.judging.judged, "judgement")}`) : null,
-    el("span", { class: "small muted" }, [`n ${count(figures.n)}`, `parsed ${percent(figures.parsed, 1)}`, figures.metric, figures.protocol + (figures.preset ? ` (${figures.preset})` : ""),
-      ...Object.entries(figures.baselines || {}).map(([baseline, score]) => `${baseline.replaceAll("_", " ")} ${score.toFixed(1)}`)].join(" · ")));
+    el("span", { class: "small muted" }, [several(figures.n, "case"), `${percent(figures.parsed, 1)} parsed`, figures.metric.replaceAll("_", " ")].join(" · ")),
+    el("span", { class: "small muted" }, [`protocol ${figures.protocol}`, figures.preset ? `preset ${figures.preset}` : ""].filter(Boolean).join(" · ")),
+    Object.entries(figures.baselines || {}).map(([baseline, score]) => el("span", { class: "small muted" }, el("i", { class: "tick" }), ` ${baseline.replaceAll("_", " ")}: ${score.toFixed(1)}`)));
 }
 
 function drawCategories(benchmark) {
   const names = Object.entries(benchmark.figures.by_category || {});
   if (names.length < 2) return [];
   const most = benchmark.figures.unit === "percent" ? 100 : Math.max(...names.map(([, figures]) => topOf(figures)));
-  return [el("div", { class: "panel categories" }, el("h2", {}, benchmark.name, " by category"),
-    el("div", { class: "grow" }, names.map(([name, figures]) => el("button", {
+  return [el("div", { class: "panel categories" }, el("h2", {}, benchmark.name, " by category", benchmark.figures.unit === "percent" ? el("small", { class: "muted" }, ", in %") : null),
+    el("div", { class: "grow" + (names.length > 8 ? " many" : "") }, names.map(([name, figures]) => el("button", {
       type: "button", class: "category", "aria-pressed": "false", title: "Show the cases of this category", onclick: (event) => pick(event.currentTarget, name),
-    }, el("span", { class: "name" }, name), scale(figures, most),
-    el("span", { class: "num" }, el("b", {}, figures.score.toFixed(1)), spreadOf(figures), ` · n ${count(figures.n)}`)))),
-    el("p", { class: "small muted" }, "Lines are 95 % intervals: 1.96 standard errors to each side."))];
+    }, el("span", { class: "name" }, breakable(name)), scale(figures, most),
+    el("span", { class: "num" }, el("b", {}, figures.score.toFixed(1)), spreadOf(figures), ` · n ${count(figures.n)}`)))))];
 }
 /** What made the score, as `summary.json` tells it. */
 function drawMade({ name, figures }) {
   if (!("preset" in figures)) return [];
-  const pairs = (found) => (found ? Object.entries(found).filter(([, value]) => value !== null).map(([key, value]) => `${key.replaceAll("_", " ")} ${value}`).join(", ") : null);
+  const pairs = (found) => (found ? Object.entries(found).filter(([, value]) => value !== null).map(([key, value]) => `${key.replaceAll("_", " ")} ${typeof value === "number" ? count(value) : value}`).join(", ") : null);
   const judge = figures.judge && typeof figures.judge === "object" ? figures.judge.model : figures.judge;
   const told = [["preset", figures.preset], ["protocol", figures.protocol], ["prompt id", figures.prompt_id], ["backend", figures.backend],
     ["chat template", figures.template], ["pixel limits", pairs(figures.pixel_limits)], ["decoding", pairs(figures.decoding)],
@@ -98,6 +98,10 @@ byId("facts").textContent = [told.checkpoint.path, several(benchmarks.length, "b
   several(benchmarks.reduce((sum, one) => sum + one.cases.length, 0), "case")].filter(Boolean).join(" · ");
 byId("origin").textContent = Object.entries(told.checkpoint).map(([name, value]) => `${name} ${short(value)}`).join(" · ");
 byId("scores").append(...benchmarks.map(card));
+byId("how").textContent = [
+  "± and the thin lines are 95 % intervals: 1.96 standard errors to each side; there is none where every case scored the same.",
+  benchmarks.some(({ figures }) => figures.baselines) ? "A dashed mark is what is reached without a model." : "",
+  "Unparsed: an answer was given, but none that the rules can read; it counts as wrong. Failed: no answer was given, or no judgement."].filter(Boolean).join(" ");
 bindKeys(["]"], "Next benchmark", () => show((current + 1) % benchmarks.length));
 bindKeys(["["], "Benchmark before", () => show((current - 1 + benchmarks.length) % benchmarks.length));
 bindCommonKeys();

@@ -20,7 +20,7 @@ function line(cells) {
   return el("tr", {}, cells.map((cell, n) => el("td", { class: kinds[n] + (cell === null ? " empty" : ""), "data-name": heads[n] || "from the best" }, cell)));
 }
 byId("runs").append(
-  el("thead", {}, el("tr", {}, heads.map((head, n) => el("th", { scope: "col", class: kinds[n] === "num" ? "num" : "" }, head)))),
+  el("thead", {}, el("tr", {}, heads.map((head, n) => el("th", { scope: "col", class: kinds[n] === "num" ? "num" : "" }, head || el("div", { class: "ends" }, el("span", {}, told.lower ? "" : "worse"), el("span", {}, told.lower ? "worse" : "")))))),
   el("tbody", {},
     line(["1", told.best, told.score.toFixed(digits), null, axis(null), null, null, null, null, el("span", { class: "chip good" }, "the best")]),
     rows.map((row, n) => line([String(n + 2), row.name, row.score.toFixed(digits),

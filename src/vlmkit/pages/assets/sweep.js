@@ -4,6 +4,7 @@ const told = readData("told"), runs = readData("runs");
 const LOSS = /loss$/;
 let selected = null, order = { by: "rank", down: false };
 const figure = (name, value) => (value === undefined || value === null ? "–" : name.startsWith("eval/") ? value.toFixed(1) : Math.abs(value) >= 1e4 ? value.toExponential(2) : value.toFixed(4));
+const between = (interval) => interval.map((end) => figure(told.metric, end).replace("-", "−")).join(" to ");
 const scoreOf = (run) => run.scores[told.metric];
 const isBest = (run) => run.rank === 1;
 const tones = { finished: "good", failed: "bad", pruned: "odd", running: "cool", interrupted: "warn", waiting: "" };
@@ -32,7 +33,7 @@ function ticksOf(low, high, byLog) {
     for (let power = first; power <= last; power += step) tens.push(10 ** power);
     return tens.length > 1 ? tens : [low * 1.0001, Math.sqrt(low * high), high * 0.9999].map((value) => +value.toPrecision(2));
   }
-  const rough = (high - low) / 4, size = 10 ** Math.floor(Math.log10(rough));
+  const rough = (high - low) / 6, size = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((times) => times * size).find((one) => one >= rough);
   const found = [];
   for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-6; value += step) found.push(+value.toPrecision(10));
@@ -70,10 +71,11 @@ function strip({ key, label }) {
   const continuous = numeric && values.length > 6;
   const place = el("div", {});
   const panel = el("div", { class: "effect panel" },
-    el("div", { class: "plot-head" }, el("h2", {}, label), label === key ? null : el("span", { class: "small muted mono" }, key)), place);
+    el("div", { class: "plot-head" }, el("h2", {}, label), label === key ? null : el("span", { class: "small muted mono" }, key)),
+    el("p", { class: "small muted" }, breakable(told.metric), told.lower ? ", lower is better" : ", higher is better"), place);
   byId("effects").append(panel);
   drawn(place, (width) => {
-    const left = 52, right = width - 10, top = 10, bottom = 176, height = 204;
+    const left = 52, right = width - 10, top = 10, bottom = 176, height = 206;
     const y = scaleOf(scaled, bottom - 4, top, 60);
     const across = continuous ? scaleOf(values.map(Number), left + 12, right - 12, 20) : null;
     const band = (right - left) / values.length;
@@ -91,7 +93,7 @@ function strip({ key, label }) {
     const marks = [...measured].reverse().map((run) => {
       const { value, interval } = scoreOf(run), x = at(run);
       return svg("g", { "data-run": run.name, onclick: () => select(run.name) },
-        svg("title", {}, `${run.name}: ${told.metric} ${figure(told.metric, value)}` + (interval ? ` (${figure(told.metric, interval[0])} to ${figure(told.metric, interval[1])})` : "")),
+        svg("title", {}, `${run.name}: ${told.metric} ${figure(told.metric, value)}` + (interval ? ` (95 %: ${between(interval)})` : "")),
         interval && run.rank ? line(x, inside(interval[0]), x, inside(interval[1]), "whisker") : null,
         svg("circle", { cx: x, cy: inside(value), r: isBest(run) ? 6 : 5, class: "dot" + (isBest(run) ? " best" : run.rank ? "" : " pruned") }));
     });
@@ -121,7 +123,8 @@ function curves(width) {
   const y = scaleOf(points.map(([, value]) => value), bottom, top, 60);
   const grid = [
     ...y.ticks.map((value) => [line(left, y.at(value), right, y.at(value), "grid"), text(left - 8, y.at(value) + 4, short(value), "end")]),
-    ...x.ticks.filter((step) => Number.isInteger(step) && step >= 0 && x.at(step) >= left - 1 && x.at(step) <= right + 1).map((step) => text(x.at(step), height - 8, count(step))),
+    ...x.ticks.filter((step) => Number.isInteger(step) && step >= 0 && x.at(step) >= left - 1 && x.at(step) <= right - 45).map((step) => text(x.at(step), height - 8, count(step))),
+    text(right, height - 8, "steps", "end"),
   ];
   const paths = [...with_].reverse().map((run) => {
     const own = run.curves[curveOf], [step, value] = own[own.length - 1];
@@ -142,9 +145,9 @@ const byValue = (value) => (value === undefined || value === null ? null : value
 const setting = (value) => (value !== undefined && value.trim() !== "" && Number.isFinite(+value) ? +value : value ?? null);
 const columns = [
   { id: "rank", head: "#", num: true, value: (run) => byValue(run.rank), show: (run) => run.rank ?? "–" },
-  ...told.keys.map(({ key, label }) => ({ id: key, head: label, value: (run) => setting(run.settings[key]), show: (run) => run.settings[key] ?? "–" })),
+  ...told.keys.map(({ key, label }) => ({ id: key, head: label, value: (run) => setting(run.settings[key]), show: (run) => el("span", { class: (run.settings[key] || "").length > 24 ? "long" : "" }, run.settings[key] ?? "–") })),
   { id: told.metric, head: told.metric, num: true, value: (run) => byValue(scoreOf(run)?.value), show: (run) => el("span", { class: "score" }, figure(told.metric, scoreOf(run)?.value)) },
-  { id: "interval", head: "95 % interval", num: true, value: (run) => byValue(scoreOf(run)?.interval?.[0]), show: (run) => (scoreOf(run)?.interval || []).map((end) => figure(told.metric, end)).join(" to ") || "–" },
+  { id: "interval", head: "95 % interval", num: true, value: (run) => byValue(scoreOf(run)?.interval?.[0]), show: (run) => (scoreOf(run)?.interval ? between(scoreOf(run).interval) : "–") },
   ...names.map((name) => ({ id: name, head: name, num: true, value: (run) => byValue(run.scores[name]?.value), show: (run) => figure(name, run.scores[name]?.value) })),
   { id: "steps", head: "steps", num: true, value: (run) => run.steps, show: (run) => count(run.steps) },
   { id: "time", head: "time", num: true, value: (run) => run.seconds, show: (run) => (run.seconds ? duration(run.seconds) : "–") },
@@ -182,7 +185,7 @@ function mark() {
     const on = one.dataset.run === selected;
     if (one.tagName === "TR") one.setAttribute("aria-selected", String(on));
     for (const part of one.querySelectorAll(".dot, .whisker, .curve, .end")) part.classList.toggle("on", on);
-    for (const end of one.querySelectorAll(".end")) if (on || end.classList.contains("best")) end.removeAttribute("hidden"); else end.setAttribute("hidden", "");
+    for (const end of one.querySelectorAll(".end")) if (selected ? on : end.classList.contains("best")) end.removeAttribute("hidden"); else end.setAttribute("hidden", "");
     if (on && one.tagName === "g") one.parentNode.append(one); // above the others
   }
 }
@@ -198,14 +201,20 @@ function move(by) {
   next.scrollIntoView({ block: "nearest" });
 }
 
-const best = ranked[0];
+const best = ranked[0], alike = ranked.filter(isBest).length;
 const failed = runs.filter((run) => run.state === "failed").length;
 byId("stats").append(
   stat("runs", count(runs.length), ["finished", "pruned", "running", "interrupted", "waiting"].map((state) => [runs.filter((run) => run.state === state).length, state]).filter(([number]) => number).map(([number, state]) => `${number} ${state}`).join(", ")),
   ...(failed ? [stat("failed", count(failed), "")] : []),
-  ...(best ? [stat(`best ${told.metric}`, figure(told.metric, scoreOf(best).value), scoreOf(best).interval ? `${scoreOf(best).interval.map((end) => figure(told.metric, end)).join(" to ")}` : ""), ...told.keys.map(({ key, label }) => stat(`its ${label}`, best.settings[key] ?? "–"))] : []),
+  ...(best ? [stat(`best ${told.metric}`, figure(told.metric, scoreOf(best).value), scoreOf(best).interval ? `95 %: ${between(scoreOf(best).interval)}` : ""), ...told.keys.map(({ key, label }) => stat(`its ${label}`, best.settings[key] ?? "–")), ...(alike > 1 ? [stat("as good", several(alike - 1, "other run"))] : [])] : []),
   stat("time of all runs", duration(runs.reduce((sum, run) => sum + run.seconds, 0))));
 byId("notes").textContent = told.notes.join(" ");
+byId("legend").append(
+  ...[["best", "the best"], ["", "other runs"], ["chosen", "chosen: click a dot, a curve or a line of the table"], ["pruned", "ended early"]]
+    .filter(([kind]) => kind !== "pruned" || measured.some((run) => run.rank === null))
+    .map(([kind, meaning]) => el("span", {}, svg("svg", { viewBox: "0 0 14 14", "aria-hidden": "true" }, svg("circle", { cx: 7, cy: 7, r: 5, class: ("dot key " + kind).trim() })), meaning)),
+  el("span", {}, "Upright lines are 95 % intervals; fine lines join runs that differ in this setting alone."));
+byId("legend").hidden = !measured.length;
 byId("facts").textContent = `${told.directory} · ranked by ${told.metric}, ${told.lower ? "lower" : "higher"} is better`;
 if (measured.length) told.keys.forEach(strip);
 byId("effects").hidden = !byId("effects").firstChild;
