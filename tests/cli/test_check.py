@@ -279,12 +279,15 @@ def test_what_a_run_would_overwrite_is_told(tmp_path):
     assert "not empty and not written by vlmkit" in told(look(run_dir=tmp_path), "config", "error")
 
 
-def test_another_run_in_the_directory_is_told(good, tmp_path):
+def test_a_directory_with_another_run_is_refused(good, tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    assert not told(look(*llava(good), "check.decode=false", run_dir=tmp_path), "config", "warning")
+    assert not told(look(*llava(good), "check.decode=false", run_dir=tmp_path), "config", "error")
+    (tmp_path / "hf").mkdir()
+    found = told(look(*llava(good), "check.decode=false", run_dir=tmp_path), "config", "error")
+    assert f"run_dir={tmp_path}: the model of another run is in this directory (hf). Name another" in found
     (tmp_path / "checkpoints" / "step-000003.ckpt").touch()
-    found = told(look(*llava(good), "check.decode=false", run_dir=tmp_path), "config", "warning")
-    assert f"{tmp_path} holds the checkpoints of another run, which this one replaces as it goes: name another" in found
+    found = told(look(*llava(good), "check.decode=false", run_dir=tmp_path), "config", "error")
+    assert f"run_dir={tmp_path}: another run is in this directory, its newest checkpoint step-000003.ckpt. Res" in found
 
 
 def test_a_model_directory_without_weights_still_tells_whether_the_tokenizer_fits(tiny, tmp_path):

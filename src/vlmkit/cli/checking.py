@@ -19,9 +19,9 @@ from vlmkit.cli.checks import Checked
 from vlmkit.cli.findings import Report, Section
 from vlmkit.cli.training import (
     check_numbers,
-    held_already,
     make_trainer,
     model_source,
+    refuse_occupied,
     with_starting_weights,
 )
 from vlmkit.cli.validating import make_data
@@ -88,6 +88,8 @@ def config_section(checked: Checked) -> Section:
         if config.resume_from and (found := find_checkpoint(str(config.resume_from), checked.run_dir)):
             checked.state, checked.checkpoint = read_state(found), found
     with section.guarded():
+        refuse_occupied(checked.run_dir, checked.checkpoint)
+    with section.guarded():
         if checked.trainer is not None:
             device = checked.trainer.strategy.root_device
             dtype = torch.float32 if str(config.trainer.precision).startswith(("32", "64")) else torch.bfloat16
@@ -95,8 +97,6 @@ def config_section(checked: Checked) -> Section:
     if section.mark == "ok":
         kept = ", ".join(name for name in ("model", "data", "freeze", "optim", "trainer", "logger", "callbacks"))
         section.add("ok", f"the settings of {kept} are accepted; attention by {section.figures['attention']}")
-    if told := held_already(checked.run_dir, checked.checkpoint):
-        section.add("warning", told)
     if checked.checkpoint and checked.state:
         section.add("note", f"would resume from {checked.checkpoint}, at step {checked.state.step}")
     return section

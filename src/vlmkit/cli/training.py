@@ -127,8 +127,6 @@ def fit_and_export(run: Run, started: float) -> str | None:
     prepare_data(run)
     first_rank = run.trainer.is_global_zero and not int(os.environ.get("LOCAL_RANK", "0"))
     if first_rank:
-        if told := held_already(run.run_dir, run.checkpoint):
-            print(told)
         save_config(run.config, run.run_dir)
         print(describe_data(run))
     module = make_module(run)
@@ -276,6 +274,7 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
     source = model_source(config.model)
     data = make_data(config.data)
     checkpoint = find_checkpoint(str(config.resume_from), run_dir) if config.resume_from else None
+    refuse_occupied(run_dir, checkpoint)
     processor = load_processor(source.processor_source, budget=data.budget, reading=data.reading)
     if config.init_from:
         for difference in check_contract(Path(config.model.path), processor, config.get("init_allow") or []):
@@ -298,14 +297,23 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
     )
 
 
-def held_already(run_dir: Path, checkpoint: Path | None) -> str:
-    """What becomes of another run in this directory; "" where there is none, or where it is the one that is resumed."""
-    if checkpoint is not None or not any(run_dir.glob("checkpoints/step-*")):
-        return ""
-    return (
-        f"{run_dir} holds the checkpoints of another run, which this one replaces as it goes: name another run_dir= to "
-        "keep them, or continue that run by resume_from=auto."
-    )
+def refuse_occupied(run_dir: Path, checkpoint: Path | None) -> None:
+    """Refuse a directory that holds another run than the one that is resumed: this one would replace it as it goes.
+
+    Raises:
+        ConfigError: naming what was found.
+    """
+    if checkpoint is not None and checkpoint.resolve().parent == (run_dir / "checkpoints").resolve():
+        return
+    if newest := newest_checkpoint(run_dir):
+        raise ConfigError(
+            f"run_dir={run_dir}: another run is in this directory, its newest checkpoint {newest.name}. Resume that run by "
+            "resume_from=auto, name another run_dir, or remove the directory."
+        )
+    if (run_dir / "hf").is_dir():
+        raise ConfigError(
+            f"run_dir={run_dir}: the model of another run is in this directory (hf). Name another run_dir, or remove the directory."
+        )
 
 
 def make_bad_media(data: PackedDataModule) -> BadMedia:

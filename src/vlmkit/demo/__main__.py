@@ -9,6 +9,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 STEPS = 400
@@ -18,13 +20,11 @@ STEPS = 400
 def main() -> int:
     """Assemble with proof, stage 1, full training, export, evaluation; exit status 1 where a command fails."""
     parser = argparse.ArgumentParser(prog="python -m vlmkit.demo", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="where everything goes (default: %(default)s)"
-    )
+    parser.add_argument("--out", type=Path, help="where everything goes (default: runs/demo, or the next that is free)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of rows (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the full training (default: %(default)s)")
     chosen = parser.parse_args()
-    out: Path = chosen.out
+    out: Path = chosen.out or next(place for place in _places() if not place.exists())
     started = time.perf_counter()
     # Threads that wait must not spin: on cores shared with other programs that makes a step many times slower.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
@@ -59,6 +59,12 @@ def main() -> int:
     print("Next: your own data, in the LLaVA format:")
     print("  vlmkit-train data=llava data.sources=[my.json] data.root=my_images run_dir=runs/mine")
     return 0
+
+
+def _places() -> Iterator[Path]:
+    """`runs/demo`, `runs/demo-2` and so on: what an earlier demo made stays."""
+    yield Path("runs/demo")
+    yield from (Path(f"runs/demo-{number}") for number in count(2))
 
 
 if __name__ == "__main__":
