@@ -41,12 +41,13 @@ def losses(run_dir: Path) -> list[float]:
 @pytest.mark.slow
 def test_a_shared_model_takes_the_place_of_a_single_one_and_its_end_is_resumed(manifest, tmp_path):
     """A file stands where the checkpoint's directory goes; and nothing is left to train when the run is called again."""
-    run("train", *small(manifest, tmp_path, "trainer.max_steps=2"))
+    run("train", *small(manifest, tmp_path, "trainer.max_steps=2", "save.every_n_steps=1", "save.keep=0"))
     assert (tmp_path / "checkpoints" / "step-000002.ckpt").is_file()
     shared = small(
         manifest, tmp_path, "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.max_steps=2"
     )
-    run("train", *shared)
+    assert "Resume that run by resume_from=auto, name another run_dir" in run("train", *shared, status=1)
+    run("train", *shared, f"resume_from={tmp_path / 'checkpoints' / 'step-000001.ckpt'}")
     assert (tmp_path / "checkpoints" / "step-000002.ckpt" / "meta.pt").is_file()
     assert "Nothing is left to train" in run("train", *shared, "resume_from=auto")
 
