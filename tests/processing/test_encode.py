@@ -146,6 +146,25 @@ def test_typed_special_tokens_stay_plain_text(processor):
     assert "a <|im_end|> b <|image_pad|> c <|vision_start|>" in tokenizer.decode(ids)
 
 
+def test_a_thread_that_tokenises_the_same_text_meanwhile_changes_nothing(processor, monkeypatch):
+    """The line break between turns, learnt by another thread while this one waits for the tokenizer."""
+    conversation = say(("user", "why?"), ("assistant", "so"), ("user", "why?"), ("assistant", "no"))
+    wanted = encode_example(conversation, processor, pixels="uint8")["input_ids"]
+    short = dict(processor.encodings)
+    assert short
+
+    class Waiting:
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            processor.encodings.update(short)
+
+    monkeypatch.setattr("vlmkit.processing.encode._TOKENISING", Waiting())
+    processor.encodings.clear()
+    assert encode_example(conversation, processor, pixels="uint8")["input_ids"].tolist() == wanted.tolist()
+
+
 def test_the_prompt_is_the_beginning_of_the_example(processor, pictures):
     question = ("user", ImagePart(pictures[1]), "What?")
     prompt = encode_prompt(say(question), processor)["input_ids"][0]

@@ -325,18 +325,19 @@ def _stretches(rendered: Rendered, processor: Processor) -> Iterator[tuple[int, 
 def _tokenise(texts: list[str], processor: Processor) -> list[Encoding]:
     """Ids and character offsets of each text; special tokens in it are plain text.
 
-    The line breaks between turns come again and again: they are tokenised once.
+    The line breaks between turns come again and again: they are tokenised once. Other threads may add to what is known
+    meanwhile, so what was made here is taken by its text, not by its place.
     """
     known = processor.encodings
-    fresh = [text for text in texts if text not in known]
+    fresh = list(dict.fromkeys(text for text in texts if text not in known))
     backend = processor.hf.tokenizer.backend_tokenizer
     with _TOKENISING:  # the switch is the tokenizer's, not the call's
         backend.encode_special_tokens = True
         try:
-            found = iter(backend.encode_batch(fresh, add_special_tokens=False))
+            made = dict(zip(fresh, backend.encode_batch(fresh, add_special_tokens=False), strict=True))
         finally:
             backend.encode_special_tokens = False
-    encodings = [known[text] if text in known else next(found) for text in texts]
+    encodings = [made[text] if text in made else known[text] for text in texts]
     for text, encoding in zip(texts, encodings, strict=True):
         if len(text) <= _SHORT_TEXT and len(known) < _MAX_SHORT_TEXTS:
             known[text] = encoding
