@@ -280,6 +280,9 @@ _WRONG_PLACE = (IsADirectoryError, NotADirectoryError, FileExistsError, Permissi
 
 
 def _wrong_place(error: OSError) -> ConfigError:
+    """In words; one that names no file is no path of a user's, and keeps its traceback."""
+    if error.filename is None:
+        raise error
     return ConfigError(f"{error.filename2 or error.filename}: {error.strerror}. Name another place.")
 
 

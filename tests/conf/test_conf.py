@@ -424,3 +424,11 @@ def test_an_optimiser_that_the_command_line_names_is_left_to_be_made():
     plan = build(optimizer_node(node), OptimizerPlan)
     assert (plan.optimizer.func, plan.optimizer.keywords) == (torch.optim.SGD, {"momentum": 0.9})
     assert "_partial_" not in node.optimizer, "what is saved with the run is what was given"
+
+
+def test_an_error_of_the_system_that_names_no_file_is_not_told_as_a_wrong_path():
+    from vlmkit.config import _wrong_place
+
+    assert str(_wrong_place(PermissionError(13, "Permission denied", "/here"))).startswith("/here: Permission denied.")
+    with pytest.raises(PermissionError, match="Operation not permitted"):
+        _wrong_place(PermissionError(1, "Operation not permitted"))
