@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all format lint type imports check tables bench docs docs-quick build clean
+.PHONY: help setup demo test test-all mutants format lint type imports check tables bench docs docs-quick build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,6 +30,10 @@ test: setup  ## Run the tests (without the slow ones)
 
 test-all: setup  ## Run every test that this machine can run
 	$(BIN)/python -m pytest -n 2 -m "not gpu" -q
+	$(BIN)/python scripts/mutants.py --sample 6
+
+mutants: setup  ## Edit the code harmfully, one place at a time, and see that a test notices each (half an hour)
+	$(BIN)/python scripts/mutants.py
 
 format: setup  ## Format the code
 	$(BIN)/ruff format .
