@@ -472,15 +472,21 @@ def with_saved_choices(arguments: list[str], groups: Iterable[str]) -> list[str]
     swept = named and "," in named[-1] and not {"-m", "--multirun"}.isdisjoint(arguments)
     if not named or swept or os.environ.get(TAKEN_OVER_VARIABLE):  # each job of a sweep over init_from looks for itself
         return arguments
-    place = Path(named[-1].strip("'\"")).expanduser()
     options = {"model": "qwen3_vl"}
-    if (place / "config.yaml").is_file():
+    if place := run_named_by(named[-1].strip("'\"")):
         saved = read_config(place)
         options = {group: str(saved.choices[group]) for group in groups}
     given = {argument.split("=")[0].lstrip("+") for argument in arguments}
     added = {group: option for group, option in options.items() if group not in given}
     os.environ[TAKEN_OVER_VARIABLE] = ",".join(added)
     return [*arguments, *(f"{group}={option}" for group, option in added.items())]
+
+
+def run_named_by(place: str | Path) -> Path | None:
+    """The run directory that a path names, itself or by one of its checkpoints; None: it names no run."""
+    path = Path(place).expanduser()
+    places = path.absolute().parents if path.suffix == ".ckpt" else [path]
+    return next((place for place in places if (place / "config.yaml").is_file()), None)
 
 
 def save_config(config: DictConfig, run_dir: Path) -> None:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from tests.training.conftest import environment
 from vlmkit.config import conf_dir, options_of
 
-COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert")
+COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert", "export")
 USED = {
     "train": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "experiment"),
     "check": ("model", "data", "freeze", "stage", "optim", "trainer", "logger", "callbacks", "experiment"),
@@ -24,6 +24,7 @@ USED = {
     "eval": ("model", "backend"),
     "compare": (),
     "convert": (),
+    "export": (),
 }
 """The groups of each command."""
 KINDS_OF_MODEL = ("tiny", "qwen3_vl", "vision2b_llm0_6b", "qwen3_vl_30b_a3b")
@@ -332,6 +333,7 @@ def test_help_and_config_answer_without_torch(command, arguments):
         ("eval", "benchmarks=[gone.jsonl]", "there is no file gone.jsonl (seen from "),
         ("eval", "benchmarks=[minne]", "Questions of your own are named by their file: benchmarks=[mine.jsonl]."),
         ("chat", "ckpt=nowhere", "ckpt=nowhere: no model there."),
+        ("export", "ckpt=nowhere", "ckpt=nowhere: no model there."),
         ("chat", "image=/tmp", "image=/tmp: this is a directory. Name a file in it."),
         ("eval", "benchmarks=[shaped]", "no benchmark is named 'shaped'. Did you mean shapes?"),
         ("eval", "+benchmark_options.shapes.promt_suffix=x", "Did you mean prompt_suffix?"),

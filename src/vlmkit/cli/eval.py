@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from vlmkit.cli.checkpoints import model_directory
+from vlmkit.cli.checkpoints import locate_model, model_directory
 from vlmkit.cli.sharing import all_ranks, find_place
 from vlmkit.config import benchmark_nodes, build, run_command, this_job
 from vlmkit.errors import ConfigError
@@ -89,7 +89,7 @@ def _check_settings(config: DictConfig) -> None:
             null = ", or null for all" if key == "max_samples_per_benchmark" else ""
             raise ConfigError(f"{key}={value}: wanted a whole number of at least {least}{null}.")
     if config.ckpt is not None and "base_url" not in config.backend and not (config.answers or config.rescore):
-        model_directory(config, assembled=Path())
+        locate_model(config.ckpt, key="ckpt")
 
 
 def _needs_model(config: DictConfig) -> bool:
@@ -130,7 +130,8 @@ def _output_dir(config: DictConfig, directory: Path | None) -> Path:
     if config.ckpt is None or directory is None:
         return Path("runs/eval")
     place = Path(config.ckpt).expanduser()
-    return place / "eval" if place != directory else place.with_name(f"{place.name}-eval")
+    is_run = place != directory and place.suffix != ".ckpt"
+    return place / "eval" if is_run else directory.with_name(f"{directory.name}-eval")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import yaml
 
 from vlmkit.config import conf_dir
 
-COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert", "chat", "doctor")
+COMMANDS = ("train", "check", "inspect", "assemble", "eval", "compare", "convert", "chat", "doctor", "export")
 LIKE_TRAIN = ("check", "inspect")
 """Commands whose yaml composes that of `vlmkit-train` and adds to it."""
 GROUPS = (

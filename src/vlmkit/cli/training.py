@@ -23,11 +23,12 @@ from torch import Tensor
 
 from vlmkit import __version__
 from vlmkit.batch import Batch
+from vlmkit.cli.checkpoints import exported, locate_model
 from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
 from vlmkit.cli.ranks import launch_name, part, use_command
 from vlmkit.cli.telling import end_table, make_loggers, opened
 from vlmkit.cli.validating import held_out_data, make_data, make_validator
-from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over, this_job
+from vlmkit.config import build, chosen_by_user, read_config, run_named_by, save_config, taken_over, this_job
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.errors import CheckpointError, ConfigError, Interrupted
 from vlmkit.model.assembly import VLM, Assembly, Sketch, WholeCheckpoint
@@ -44,6 +45,7 @@ from vlmkit.storage import is_full, written_aside
 from vlmkit.training.callbacks.average import WeightAverage
 from vlmkit.training.callbacks.bad_media import BadMedia
 from vlmkit.training.callbacks.checkpointer import Checkpointer
+from vlmkit.training.callbacks.exporter import Exporter
 from vlmkit.training.callbacks.guard import GuardSettings, LossGuard
 from vlmkit.training.callbacks.prediction import StartForecast
 from vlmkit.training.callbacks.receipt import GradientReceipt
@@ -64,7 +66,10 @@ BEST = Path("checkpoints", "hf_best")
 """Where a run exports what is best by `save.best`."""
 _OURS = ("attn_implementation", "gradient_checkpointing", "compile", "kernels", "lora")
 """Settings of `model` that concern training, not how the model is made."""
-_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64}
+TRAINING_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64}
+"""Types of the weights in training by `trainer.precision`; float32 by any other."""
+EXPORT_DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+"""What `save.dtype` takes."""
 
 
 @dataclass(kw_only=True)
@@ -164,21 +169,39 @@ def export(run: Run, module: TrainingModule, directory: Path, *, trained: dict[s
         directory: Of the export.
         trained: For `vlmkit.json`: what else is to be said of how it was trained.
     """
-    shared = is_shared(module)
+    shared, hf = is_shared(module), module.packed.hf
     losses = probe_losses(module, run.processor, run.trainer.precision_plugin.forward_context()) if shared else None
-    model = gather_model(module.packed.hf, merge=run.lora.merge if run.lora else None)
+    dtype = export_dtype(run.config, run.source, hf.dtype)
+    model = gather_model(hf, merge=run.lora.merge if run.lora else None, dtype=dtype)
     if model is None or not run.trainer.is_global_zero:
         return
     if run.lora and not shared:
-        prove_merge(module.packed.hf, model)
+        prove_merge(hf, model)
     told = provenance(run)
     told["trained"] |= trained
     save_hf(model=model, processor=run.processor, directory=directory, provenance=told)
     prove_export(directory, model=model, processor=run.processor)
     if losses is not None:
-        rounded = not str(run.config.trainer.precision).startswith(("32", "64"))
+        rounded = dtype.itemsize < 4 or not str(run.config.trainer.precision).startswith(("32", "64"))
         worst = prove_collected(model, losses, run.processor, rounded=rounded)
         print(f"{directory}: collected from {run.trainer.world_size} ranks; losses of a probe differ by {worst:.1g}.")
+
+
+def export_dtype(config: DictConfig, source: Assembly | WholeCheckpoint, trained: torch.dtype) -> torch.dtype:
+    """The type that exported weights get.
+
+    By default that of the model the run started from, where it is narrower than the weights in training.
+
+    Args:
+        config: Of the run, with `save.dtype`.
+        source: What the run started from.
+        trained: Type of the weights in training.
+    """
+    chosen = EXPORT_DTYPES[str(config.save.get("dtype", "auto"))]
+    if chosen is not None:
+        return chosen
+    stored = source.stored_dtype()
+    return stored if stored.itemsize < 4 <= trained.itemsize else trained
 
 
 def export_best(run: Run, module: TrainingModule, validator: Validator | None) -> Path | None:
@@ -227,6 +250,11 @@ def check_numbers(config: DictConfig) -> None:
         value = config.trainer[name]
         if value is not None and (type(value) is not int or value < 1):
             raise ConfigError(f"trainer.{name}={value}: wanted a whole number of at least 1, or null.")
+    if str(config.save.dtype) not in EXPORT_DTYPES:
+        raise ConfigError(f"save.dtype={config.save.dtype}: choose one of {', '.join(EXPORT_DTYPES)}.")
+    every = config.save.export_every_n_steps
+    if every is not None and (type(every) is not int or every < 1):
+        raise ConfigError(f"save.export_every_n_steps={every}: wanted a whole number of at least 1, or null.")
     if type(config.seed) is not int:
         raise ConfigError(f"seed={config.seed}: wanted a whole number.")
 
@@ -240,23 +268,20 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
     if not config.init_from:
         return config
     check_allowed(OmegaConf.to_container(config.get("init_allow") or OmegaConf.create([])))
-    place = Path(config.init_from).expanduser()
     if chosen_by_user("model"):
         raise ConfigError(
             f"init_from={config.init_from} and model= both say what weights to start from. Give one of the two."
         )
-    weights = place / "hf" if (place / "config.yaml").is_file() else place
-    if not (weights / "config.json").is_file():
-        raise ConfigError(
-            f"init_from={config.init_from}: no model in {weights}. Name a finished run directory or a Hugging Face directory."
-        )
-    if weights != place:
+    location = locate_model(config.init_from, key="init_from")
+    place = run_named_by(config.init_from)
+    if place is not None:
         saved = read_config(place)
         check_assembly(saved.model, _OURS)
         config = taken_over(config, saved, TAKEN_OVER)
         print(
             f"Taken over from {place}: data={saved.choices['data']}, model={saved.choices['model']}, unless overridden."
         )
+    weights = exported(location, otherwise=Path("runs/init_from"))
     node = config.model
     with open_dict(config):
         config.model = {
@@ -423,7 +448,7 @@ def take_up(data: PackedDataModule, freeze: FreezePolicy, state: RunState, check
 def make_module(run: Run) -> TrainingModule:
     """The LightningModule; the model itself is made when the Trainer asks for it."""
     model, lora = run.config.model, run.lora
-    dtype = _DTYPES.get(str(run.config.trainer.precision), torch.float32)
+    dtype = TRAINING_DTYPES.get(str(run.config.trainer.precision), torch.float32)
 
     def packed(made: VLM | Sketch) -> PackedVLM:
         run.made.append(made)
@@ -556,6 +581,15 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
     cast(Any, run.trainer).callbacks.extend(
         [GroupTable(), guard, *configured, run.bad_media, step_log, *([validator] if validator else []), checkpointer]
     )
+    if save.export_every_n_steps:  # last, so that an export is younger than the checkpoint of its step
+        exporter = Exporter(
+            run_dir=run.run_dir,
+            every_n_steps=save.export_every_n_steps,
+            write=lambda directory, step: export(run, module, directory, trained={"step": step}),
+            before=guard.settle,
+            paused=leave_out,
+        )
+        cast(Any, run.trainer).callbacks.append(exporter)
     return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator)
 
 

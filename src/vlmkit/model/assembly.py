@@ -134,8 +134,7 @@ class Assembly:
         Raises:
             CheckpointError: files are missing or damaged.
         """
-        reader = TensorReader(self._place("language_model"))
-        return Counter(reader.dtype(name) for name in reader.names).most_common(1)[0][0]
+        return _most_common_dtype(self._place("language_model"))
 
     def build(self, *, dtype: torch.dtype) -> VLM:
         """Assemble: configs merged, model made on the meta device, every tensor read once into its place.
@@ -448,6 +447,14 @@ class WholeCheckpoint:
             model=sketch.model, processor_source=self.processor_source, report=None, provenance=sketch.provenance
         )
 
+    def stored_dtype(self) -> torch.dtype:
+        """The type that most of its tensors have in its files.
+
+        Raises:
+            CheckpointError: files are missing or damaged.
+        """
+        return _most_common_dtype(resolve(self.path, key="model.path"))
+
     def config(self) -> PreTrainedConfig:
         """Its config.
 
@@ -526,6 +533,11 @@ def resolve(source: str, *, key: str) -> Path:
             f"{key}: {source!r} is neither a directory here nor to be had from the hub ({str(error).splitlines()[0]}). "
             "Download it on a machine with access and give the directory."
         ) from error
+
+
+def _most_common_dtype(place: Path) -> torch.dtype:
+    reader = TensorReader(place)
+    return Counter(reader.dtype(name) for name in reader.names).most_common(1)[0][0]
 
 
 def _without_tilde(source: str | Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,34 @@ def save_hf(*, model: PreTrainedModel, processor: Processor, directory: Path, pr
         CheckpointError: the disk refuses, or other files are there.
     """
     directory = directory.absolute()
-    check_replaceable(directory)
-    aside = aside_of(directory)
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+
+    def fill(aside: Path) -> None:
         _write_weights(model, aside)
         processor.save(aside)
         _drop_runtime_settings(aside / "config.json")
         text = json.dumps(describe(model, processor, provenance), indent=1, default=str)
         (aside / PROVENANCE_FILE).write_text(text + "\n")
+
+    write_whole(directory, fill)
+    return directory
+
+
+def write_whole(directory: Path, fill: Callable[[Path], None]) -> None:
+    """Write a directory aside, sync it and give it its name: it appears whole or not at all.
+
+    Args:
+        directory: Replaced where vlmkit wrote it or where it is empty.
+        fill: Fills the directory that it is given.
+
+    Raises:
+        CheckpointError: the disk refuses, or other files are there.
+    """
+    check_replaceable(directory)
+    aside = aside_of(directory)
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        fill(aside)
         for path in (*aside.rglob("*"), aside):
             sync_to_disk(path)
         _put_in_place(aside, directory)
@@ -64,7 +83,6 @@ def save_hf(*, model: PreTrainedModel, processor: Processor, directory: Path, pr
         raise CheckpointError(
             f"{directory}: could not be written ({error}). What stood there stands. Make room, or name another directory."
         ) from error
-    return directory
 
 
 def check_replaceable(directory: Path) -> None:
@@ -144,14 +162,16 @@ def prove_export(directory: Path, *, model: PreTrainedModel, processor: Processo
             raise CheckpointError(
                 f"{directory}: tensor {name} in the file differs from the model's. Write it again, to another disk."
             )
-    reopened = AutoModelForImageTextToText.from_pretrained(directory, dtype=model.dtype, trust_remote_code=False).eval()
+    reopened = AutoModelForImageTextToText.from_pretrained(directory, dtype="auto", trust_remote_code=False).eval()
+    if wrong := sorted(f"{name} as {p.dtype}" for name, p in reopened.named_parameters() if p.dtype != model.dtype):
+        raise CheckpointError(f"{directory}: transformers reads {wrong[0]}, saved as {model.dtype}. Please report it.")
     align_parameters(reopened)
     reprocessor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        for number, inputs in enumerate(_probes(reprocessor)):
-            _compare(directory, number, reopened, model, {key: value.to(model.device) for key, value in inputs.items()})
+        for number, inputs in enumerate(probe_inputs(reprocessor)):
+            compare_models(directory, number, reopened, model, inputs, narrow=model.dtype.itemsize < 4)
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -187,12 +207,29 @@ def _put_in_place(aside: Path, directory: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def _compare(directory: Path, number: int, reopened: Any, model: Any, inputs: dict[str, Tensor]) -> None:
+def compare_models(
+    directory: Path, number: int, reopened: Any, model: Any, inputs: dict[str, Tensor], *, narrow: bool
+) -> None:
+    """Compare logits, and greedy text where they are exact, of a reopened model and the one that was saved.
+
+    Args:
+        directory: Of the former, for messages.
+        number: Of the probe, for messages.
+        reopened: In evaluation mode.
+        model: In evaluation mode.
+        inputs: For both.
+        narrow: Whether either was rounded to 16 bits.
+
+    Raises:
+        CheckpointError: they differ.
+    """
     reopened.to(model.device)
+    inputs = {key: value.to(model.device) for key, value in inputs.items()}
     with torch.no_grad():
         theirs, ours = (one(**inputs, use_cache=False).logits for one in (reopened, model))
-        tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.1
-        if (worst := float((theirs - ours).abs().max())) > tolerance * max(1.0, float(theirs.abs().max())):
+        tolerance = 0.1 if narrow else 1e-4
+        worst = float((theirs - ours).abs().max())
+        if not worst <= tolerance * max(1.0, float(theirs.abs().max())):
             raise CheckpointError(
                 f"{directory}: logits differ by {worst:g} from the model's on probe {number}. Please report it."
             )
@@ -200,13 +237,13 @@ def _compare(directory: Path, number: int, reopened: Any, model: Any, inputs: di
             one.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :].tolist()
             for one in (reopened, model)
         ]
-    if texts[0] != texts[1] and tolerance < 0.1:
+    if texts[0] != texts[1] and not narrow:
         raise CheckpointError(
             f"{directory}: greedy tokens {texts[0]} differ from the model's {texts[1]} on probe {number}. Please report it."
         )
 
 
-def _probes(processor: Any) -> list[dict[str, Tensor]]:
+def probe_inputs(processor: Any) -> list[dict[str, Tensor]]:
     """A text and an image, encoded by the reopened processor itself."""
     from PIL import Image
 

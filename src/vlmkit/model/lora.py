@@ -70,17 +70,9 @@ class Lora:
         """
         if find_spec("peft") is None:
             raise ConfigError("model.lora needs PEFT, which is not installed: pip install 'vlmkit[lora]'.")
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import inject_adapter_in_model
 
-        names = self._layers(hf)
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=cast(int, self.alpha),
-            lora_dropout=self.dropout,
-            target_modules=names,
-            bias="none",  # type: ignore[arg-type]
-        )
-        inject_adapter_in_model(config, hf, adapter_name=ADAPTER)
+        inject_adapter_in_model(self._peft_config(self._layers(hf)), hf, adapter_name=ADAPTER)
         dtype = next(hf.parameters()).dtype
         for name, parameter in hf.named_parameters():
             if _MATRIX.search(name):
@@ -125,6 +117,41 @@ class Lora:
                 tensor = (tensor.to(exact) + (up @ down) * self.scale).to(tensor.dtype)
             merged[plain] = tensor
         return merged
+
+    def base(self, state: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Names and tensors of the plain model that the adapters belong to."""
+        return {name.replace(_BASE, "."): tensor for name, tensor in state if not _MATRIX.search(name)}
+
+    def adapter_tensors(self, hf: nn.Module) -> dict[str, Tensor]:
+        """The adapters of an injected model, named as PEFT's files name them."""
+        return {
+            f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": parameter.detach().cpu().contiguous()
+            for name, parameter in hf.named_parameters()
+            if _MATRIX.search(name)
+        }
+
+    def peft_config(self, hf: nn.Module, *, base: str) -> Any:
+        """PEFT's settings of an injected model, for adapters that are loaded to be used.
+
+        Args:
+            hf: The injected model.
+            base: Directory or hub id of the model that the adapters belong to.
+        """
+        matrices = [name for name, _ in hf.named_parameters() if _MATRIX.search(name)]
+        config = self._peft_config(sorted({name.rpartition(".lora_")[0] for name in matrices}))
+        config.base_model_name_or_path, config.inference_mode = base, True
+        return config
+
+    def _peft_config(self, layers: list[str]) -> Any:
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=cast(int, self.alpha),
+            lora_dropout=self.dropout,
+            target_modules=layers,
+            bias="none",  # type: ignore[arg-type]
+        )
 
     def _layers(self, hf: nn.Module) -> list[str]:
         linear = {

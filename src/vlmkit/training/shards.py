@@ -7,6 +7,7 @@ read by either kind of run: `load_shards` takes a rank's part of both, `read_who
 
 from __future__ import annotations
 
+import copy
 import shutil
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -223,6 +224,20 @@ def load_weights(path: Path, module: nn.Module, *, averages: bool = False) -> No
         load({AVERAGES if averaged else "model": tensors}, checkpoint_id=path, no_dist=not is_shared(module))
 
 
+def holds_averages(path: Path) -> bool:
+    """Whether a checkpoint of either form keeps running averages.
+
+    Raises:
+        CheckpointError: not whole.
+    """
+    check_whole(path)
+    if path.is_dir():
+        names = FileSystemReader(path).read_metadata().state_dict_metadata
+        return any(name.startswith(f"{AVERAGES}.") for name in names)
+    content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return bool(content.get(AVERAGES))
+
+
 def check_whole(path: Path) -> None:
     """Make sure that a directory is a whole sharded checkpoint.
 
@@ -294,7 +309,7 @@ def any_rank(flags: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     return flags.bool()
 
 
-def gather_model(hf: Any, *, merge: Merge | None = None) -> Any | None:
+def gather_model(hf: Any, *, merge: Merge | None = None, dtype: torch.dtype | None = None) -> Any | None:
     """A model with memory of its own and all tensors whole, on the CPU of rank 0.
 
     Tensor by tensor: a rank holds one whole tensor at a time, rank 0 the model. Every rank must call.
@@ -302,11 +317,16 @@ def gather_model(hf: Any, *, merge: Merge | None = None) -> Any | None:
     Args:
         hf: A stock model, sharded or not, with adapters or without.
         merge: Makes the plain model's tensors out of those of a model with adapters.
+        dtype: Of the tensors; None: as they are.
 
     Returns:
-        `hf` itself where nothing of it is sharded or to be merged; None on other ranks.
+        `hf` itself where nothing of it is sharded, to be merged or to be rounded; None on other ranks.
+
+    Raises:
+        CheckpointError: a finite number is too large for the type.
     """
-    if merge is None and not is_shared(hf):
+    export_type: torch.dtype = dtype or hf.dtype
+    if merge is None and hf.dtype == export_type and not is_shared(hf):
         return hf
     first = not dist.is_initialized() or dist.get_rank() == 0
     tensors: dict[str, Tensor] = {}
@@ -316,12 +336,26 @@ def gather_model(hf: Any, *, merge: Merge | None = None) -> Any | None:
             tensors[name] = found.cpu()
     if not first:
         return None
+    config = copy.deepcopy(hf.config)
+    for section in (config, config.text_config, config.vision_config):
+        section.dtype = export_type
     with torch.device("meta"):
-        made = type(hf)(hf.config)
+        made = type(hf)(config)
     for name, tensor in (merge(tensors.items()) if merge else tensors).items():
         place, _, leaf = name.rpartition(".")
-        setattr(made.get_submodule(place), leaf, nn.Parameter(tensor, requires_grad=False))
+        rounded = nn.Parameter(_rounded(name, tensor, export_type), requires_grad=False)
+        setattr(made.get_submodule(place), leaf, rounded)
     return _finished(made, hf)
+
+
+def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    rounded = tensor.to(dtype)
+    if rounded.dtype != tensor.dtype and not torch.equal(rounded.isfinite(), tensor.isfinite()):
+        raise CheckpointError(
+            f"save.dtype: tensor {name} holds numbers too large for {str(dtype).removeprefix('torch.')} (up to "
+            f"{float(tensor.abs().max()):g}). Export it as bfloat16 or float32."
+        )
+    return rounded
 
 
 def _finished(made: Any, hf: Any) -> Any:
