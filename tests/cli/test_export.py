@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,7 +214,7 @@ def copied(averaged, tmp_path):
     """A run of one checkpoint, to be changed."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     shutil.copy(averaged / "config.yaml", tmp_path / "run")
-    return shutil.copy(averaged / "checkpoints" / "step-000002.ckpt", tmp_path / "run" / "checkpoints")
+    return Path(shutil.copy(averaged / "checkpoints" / "step-000002.ckpt", tmp_path / "run" / "checkpoints"))
 
 
 def test_an_export_older_than_its_checkpoint_is_written_again(copied, tmp_path):
@@ -243,6 +244,19 @@ def test_other_processes_wait_for_the_export_of_the_first(copied, tmp_path, monk
     monkeypatch.setattr(checkpoints, "EXPORT_WAIT_SECONDS", 0.0)
     with pytest.raises(CheckpointError, match="Export it first: vlmkit-export ckpt="):
         exported(location, otherwise=tmp_path / "elsewhere")
+
+
+def test_nothing_is_called_that_a_run_s_config_names(copied, tmp_path):
+    """A run may come from anybody; its model would be made by what its config says."""
+    config = copied.parent.parent / "config.yaml"
+    saved = config.read_text()
+    for target in ("vlmkit.demo.tiny_assembly", "vlmkit.model.freeze.FreezePolicy"):
+        config.write_text(saved.replace(f"_target_: {target}", "_target_: builtins.print"))
+        with pytest.raises(ConfigError, match=r"has builtins\.print, which is not vlmkit's, so it is not called"):
+            export_checkpoint(copied, tmp_path / "out")
+    config.write_text(saved.replace("    rank: 0", "    rank: 1\n    _target_: builtins.print"))
+    with pytest.raises(ConfigError, match=r"has builtins\.print"):
+        export_checkpoint(copied, tmp_path / "out")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from vlmkit.cli.training import EXPORT_DTYPES, TRAINING_DTYPES, export_dtype, make_lora, model_source
-from vlmkit.config import build, read_config, run_named_by
+from vlmkit.config import build, read_config, run_named_by, targets
 from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.model.adapters import save_adapter
 from vlmkit.model.assembly import Assembly, WholeCheckpoint
@@ -24,9 +24,17 @@ from vlmkit.processing.processor import Processor, load_processor
 from vlmkit.training.callbacks.average import WeightAverage
 from vlmkit.training.callbacks.validator import Validator
 from vlmkit.training.shards import gather_model, holds_averages, load_weights
-from vlmkit.training.state import checkpoint_name, meta_file, newest_checkpoint, read_state
+from vlmkit.training.state import checkpoint_name, meta_file, newest_checkpoint, read_content, read_state
 
 Weights = Literal["auto", "last", "average", "best"]
+
+
+_TARGETS = {
+    "model": {f"{each.__module__}.{each.__qualname__}" for each in (Assembly, WholeCheckpoint)}
+    | {"vlmkit.demo.tiny_assembly"},
+    "freeze": {f"{FreezePolicy.__module__}.{FreezePolicy.__qualname__}"},
+}
+"""What makes a model in the configs of vlmkit's runs."""
 
 
 class _Holder(nn.Module):
@@ -123,6 +131,7 @@ def load_trained(checkpoint: Path, *, weights: Weights = "auto") -> TrainedModel
 
     Raises:
         CheckpointError: the checkpoint cannot be read, is in no run directory, or has no such weights.
+        ConfigError: the run's config would have code called that is not vlmkit's.
     """
     state = read_state(checkpoint)
     run_dir = run_named_by(checkpoint)
@@ -132,6 +141,7 @@ def load_trained(checkpoint: Path, *, weights: Weights = "auto") -> TrainedModel
             "it in its run directory, RUN/checkpoints."
         )
     config = read_config(run_dir)
+    _check_targets(config, run_dir)
     averages = _wants_averages(config, checkpoint, weights)
     source, lora = model_source(config.model), make_lora(config.model.lora)
     processor = load_processor(source.processor_source, budget=pixel_budget(config.data))
@@ -164,6 +174,21 @@ def load_trained(checkpoint: Path, *, weights: Weights = "auto") -> TrainedModel
     )
 
 
+def _check_targets(config: DictConfig, run_dir: Path) -> None:
+    """Call nothing that a config names but what vlmkit's own configs name: a run may come from anybody.
+
+    Raises:
+        ConfigError: naming what would have been called.
+    """
+    for group, known in _TARGETS.items():
+        if foreign := sorted({*targets(config[group])} - known):
+            raise ConfigError(
+                f"{run_dir / 'config.yaml'}: {group} has {foreign[0]}, which is not vlmkit's, so it is not called: a config "
+                f"that comes with a run could run any code. Train with it to the end (its hf/ needs no {group}), or export it "
+                "while training: save.export_every_n_steps."
+            )
+
+
 def best_checkpoint(checkpoint: Path) -> Path:
     """The checkpoint that is best by the `save.best` of a run.
 
@@ -174,8 +199,7 @@ def best_checkpoint(checkpoint: Path) -> Path:
         CheckpointError: the run kept none, or it is gone.
     """
     newest = newest_checkpoint(checkpoint.absolute().parents[1]) or checkpoint
-    content = torch.load(meta_file(newest), map_location="cpu", mmap=True, weights_only=True)
-    step: int | None = content["callbacks"].get(Validator.__qualname__, {}).get("best_step")
+    step: int | None = read_content(meta_file(newest))["callbacks"].get(Validator.__qualname__, {}).get("best_step")
     if step is None:
         raise CheckpointError(
             f"weights=best: {newest} knows of no best checkpoint, as save.best= keeps one while training. Use weights=auto."
