@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from types import MethodType
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from vlmkit.batch import Batch
@@ -21,7 +23,7 @@ from vlmkit.model.families import family_of
 from vlmkit.model.head import linear_cross_entropy
 from vlmkit.model.linear_attention import keep_segments_apart
 from vlmkit.model.parts import Part, blocks_of
-from vlmkit.model.patch_embed import Patches, PatchNormalizer, take_patches
+from vlmkit.model.patch_embed import PatchNormalizer, embed_patches
 
 HEAD_CHUNK = 512
 """Rows of logits held at once: 297 MiB of fp32 at Qwen's vocabulary."""
@@ -38,6 +40,20 @@ class PackedOutput:
 
     loss_sum: Tensor
     token_losses: Tensor
+
+
+class Patches(NamedTuple):
+    """What the vision encoder is handed in place of the stock processor's pixels.
+
+    Attributes:
+        stills: Normalised, as `embed_patches` takes them.
+        videos: Normalised, as `embed_patches` takes them.
+        filler: Rows of zeros behind the embedded patches.
+    """
+
+    stills: Tensor
+    videos: Tensor
+    filler: int
 
 
 class PackedVLM(nn.Module):
@@ -65,7 +81,7 @@ class PackedVLM(nn.Module):
         hf.set_attn_implementation({"text_config": VARLEN, "vision_config": VARLEN_VISION})
         self.family = family_of(hf)
         self.hf: Any = hf
-        take_patches(self.hf.model.visual.patch_embed)
+        _take_patches(self.hf.model.visual.patch_embed)
         if self.family.experts and hf.dtype == torch.float64:
             hf.set_experts_implementation("eager")  # the grouped product of transformers' default knows no fp64
         if self.family.linear_attention:
@@ -175,3 +191,16 @@ class PackedVLM(nn.Module):
                 feature = deepstack[number][None].to(hidden.dtype)
                 hidden = hidden.index_add(1, batch["visual_positions"], feature)
         return language.norm(hidden[:, : embeds.shape[1]])
+
+
+def _take_patches(patch_embed: nn.Module) -> None:
+    """Let a stock patch embedding take `Patches` as well as the pixels that it knows."""
+    patch_embed.forward = MethodType(_embed, patch_embed)
+
+
+def _embed(patch_embed: Any, pixels: Tensor | Patches) -> Tensor:
+    """(patches, width); the stock module's forward for a tensor."""
+    if isinstance(pixels, Tensor):
+        return type(patch_embed).forward(patch_embed, pixels)
+    embedded = embed_patches(patch_embed.proj, pixels.stills, pixels.videos)
+    return pad(embedded, (0, 0, 0, pixels.filler)) if pixels.filler else embedded

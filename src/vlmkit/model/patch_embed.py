@@ -7,12 +7,9 @@ the input and half the product. Same weights under the same names.
 
 from __future__ import annotations
 
-from types import MethodType
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 
 class PatchNormalizer(nn.Module):
@@ -58,30 +55,3 @@ def embed_patches(proj: nn.Conv3d, still_patches: Tensor, video_patches: Tensor)
     if len(video_patches):
         embedded.append(linear(video_patches.to(weight.dtype), weight.flatten(1), bias))
     return torch.cat(embedded)
-
-
-class Patches(NamedTuple):
-    """What the vision encoder is handed in place of the stock processor's pixels.
-
-    Attributes:
-        stills: Normalised, as `embed_patches` takes them.
-        videos: Normalised, as `embed_patches` takes them.
-        filler: Rows of zeros behind the embedded patches.
-    """
-
-    stills: Tensor
-    videos: Tensor
-    filler: int
-
-
-def take_patches(patch_embed: nn.Module) -> None:
-    """Let a stock patch embedding take `Patches` as well as the pixels that it knows."""
-    patch_embed.forward = MethodType(_embed, patch_embed)
-
-
-def _embed(patch_embed: Any, pixels: Tensor | Patches) -> Tensor:
-    """(patches, width); the stock module's forward for a tensor."""
-    if isinstance(pixels, Tensor):
-        return type(patch_embed).forward(patch_embed, pixels)
-    embedded = embed_patches(patch_embed.proj, pixels.stills, pixels.videos)
-    return pad(embedded, (0, 0, 0, pixels.filler)) if pixels.filler else embedded
