@@ -21,6 +21,7 @@ from vlmkit.cli.training import (
     check_numbers,
     make_trainer,
     model_source,
+    optimizer_node,
     refuse_occupied,
     with_starting_weights,
 )
@@ -77,7 +78,7 @@ def config_section(checked: Checked) -> Section:
         checked.freeze = build(config.freeze, FreezePolicy)
         checked.freeze.apply(torch.nn.Module())  # refuses to train nothing
     with section.guarded():
-        checked.optim = build(config.optim, OptimizerPlan)
+        checked.optim = build(optimizer_node(config.optim), OptimizerPlan)
     with section.guarded():
         checked.trainer = make_trainer(config, checked.run_dir)
     with section.guarded():

@@ -499,12 +499,15 @@ def make_module(run: Run) -> TrainingModule:
 
 
 def optimizer_node(node: DictConfig) -> DictConfig:
-    """`optim`, with an optimiser it names left to be made once there are parameters."""
+    """`optim`, with the optimiser or optimisers it names left to be made once there are parameters."""
     if node.optimizer is None:
         return node
     made_later = node.copy()
     with open_dict(made_later):  # a composed config takes no new keys
-        made_later.optimizer["_partial_"] = True
+        several = "_target_" not in made_later.optimizer
+        for node in made_later.optimizer.values() if several else [made_later.optimizer]:
+            if isinstance(node, DictConfig):
+                node["_partial_"] = True
     return made_later
 
 

@@ -16,8 +16,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from vlmkit.errors import ConfigError
 from vlmkit.model.parts import PARTS, Part, part_of
 from vlmkit.training.masters import NARROW, MasterOptimizer
+from vlmkit.training.mixed import RULE, Make, MixedOptimizer
 
+MATRICES, REST = "matrices", "rest"
+RULES = (MATRICES, *PARTS, REST)
+"""What `optim.optimizer` may give an optimiser of its own: weight matrices within blocks and mergers, a part, what is left."""
 Schedule = Literal["cosine", "linear", "constant"]
+_Key = tuple[Part, int | None, str | None, bool]
+"""Of a group: its part, its layer where layers differ, its rule, and whether it is decayed."""
 _BLOCK = re.compile(r"\.(?:blocks|layers)\.(\d+)\.")
 
 
@@ -33,7 +39,9 @@ class OptimizerPlan:
         weight_decay: Of matrices; vectors (norms, biases) are never decayed.
         beta1, beta2, eps: AdamW's.
         fp32_masters: Whether bf16 or fp16 weights are trained through fp32 copies; see `vlmkit.training.masters`.
-        optimizer: Makes another optimiser, given the groups; None: AdamW, fused on CUDA.
+        optimizer: Makes another optimiser, given the groups; or several, by the rule (see `RULES`) that says what each
+            moves, where the first rule that fits counts. A maker's own `lr` and `weight_decay` replace those of the plan.
+            None: AdamW, fused on CUDA.
         schedule: What follows the warm-up.
         warmup_ratio: Share of the steps in which the rate rises from zero.
         min_lr_ratio: Share of the rate that is left at the end.
@@ -49,7 +57,7 @@ class OptimizerPlan:
     beta2: float
     eps: float
     fp32_masters: bool
-    optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None
+    optimizer: Make | dict[str, Make] | None
     schedule: Schedule
     warmup_ratio: float
     min_lr_ratio: float
@@ -66,6 +74,27 @@ class OptimizerPlan:
         if self.schedule not in (known := ("cosine", "linear", "constant")):
             raise ValueError(f"optim.schedule must be one of {', '.join(known)}, got {self.schedule!r}")
 
+        if isinstance(self.optimizer, dict):
+            if unknown := sorted(self.optimizer.keys() - set(RULES)):
+                raise ValueError(f"optim.optimizer has no rule {unknown[0]!r}; choose of {', '.join(RULES)}")
+            if list(self.optimizer)[-1] != REST:
+                raise ValueError("optim.optimizer must end with rest: what no other rule takes")
+            if unmade := [rule for rule, make in self.optimizer.items() if not callable(make)]:
+                raise ValueError(f"optim.optimizer.{unmade[0]} must have a _target_, such as torch.optim.AdamW")
+
+    def rule_of(self, name: str, parameter: nn.Parameter) -> str | None:
+        """Which of several optimisers moves a parameter; None where there is one for all."""
+        if not isinstance(self.optimizer, dict):
+            return None
+        fits = {part_of(name), REST, *([MATRICES] if is_matrix(name, parameter) else [])}
+        return next(rule for rule in self.optimizer if rule in fits)
+
+    def setting(self, rule: str | None, name: str, usual: float) -> float:
+        """A setting that the optimiser of a rule may have of its own."""
+        makes = self.optimizer if isinstance(self.optimizer, dict) else {}
+        own: float | None = getattr(makes.get(rule or ""), "keywords", {}).get(name)
+        return usual if own is None else own
+
     def lr_of(self, part: Part) -> float:
         """Learning rate of a part."""
         own: float | None = getattr(self, f"lr_{part}")
@@ -77,8 +106,10 @@ class Group:
     """Parameters that share a learning rate and a decay.
 
     Attributes:
-        name: `<part>`, with `/layer_NN` where layers differ and `/no_decay` where nothing is decayed.
+        name: `<part>`, with `/layer_NN` where layers differ, `/<rule>` where there are several optimisers, and `/no_decay`
+            where nothing is decayed.
         parameters: Name and tensor of each.
+        rule: Which of several optimisers moves them; None where there is one for all.
     """
 
     name: str
@@ -86,6 +117,7 @@ class Group:
     lr: float
     weight_decay: float
     parameters: tuple[tuple[str, nn.Parameter], ...]
+    rule: str | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -108,29 +140,36 @@ def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], plan:
     if not trained:
         raise ConfigError("freeze: every part is frozen, so there is nothing to train. Unfreeze one: freeze=none.")
     layers = _layers([name for name, _ in trained]) if plan.layer_decay < 1 else dict.fromkeys(PARTS, {})
-    sorted_in: dict[tuple[Part, int | None, bool], list[tuple[str, nn.Parameter]]] = {}
+    sorted_in: dict[_Key, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in trained:
-        part = part_of(name)
-        sorted_in.setdefault((part, layers[part].get(name), parameter.ndim > 1), []).append((name, parameter))
-    order = sorted(sorted_in, key=lambda key: (PARTS.index(key[0]), -(key[1] or 0), not key[2]))
+        part, rule = part_of(name), plan.rule_of(name, parameter)
+        key = (part, layers[part].get(name), rule, parameter.ndim > 1)
+        sorted_in.setdefault(key, []).append((name, parameter))
+    order = sorted(sorted_in, key=lambda key: (PARTS.index(key[0]), -(key[1] or 0), str(key[2]), not key[3]))
     return [_group(key, tuple(sorted_in[key]), layers[key[0]], plan) for key in order]
 
 
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix that maps features to features: no embedding, no head, no stack of experts."""
+    return parameter.ndim == 2 and "embed" not in name and not name.endswith("lm_head.weight")
+
+
 def _group(
-    key: tuple[Part, int | None, bool],
-    parameters: tuple[tuple[str, nn.Parameter], ...],
-    layers: dict[str, int],
-    plan: OptimizerPlan,
+    key: _Key, parameters: tuple[tuple[str, nn.Parameter], ...], layers: dict[str, int], plan: OptimizerPlan
 ) -> Group:
-    part, layer, decayed = key
-    name = part if layer is None else f"{part}/layer_{layer:02d}"
+    part, layer, rule, decayed = key
+    name = "/".join([part, *([] if layer is None else [f"layer_{layer:02d}"]), *([rule] if rule else [])])
     below_top = 0 if layer is None else max(layers.values()) - layer
+    lr = plan.lr_of(part)
+    if plan.lr:  # a rate of its own keeps the ratios between parts
+        lr *= plan.setting(rule, "lr", plan.lr) / plan.lr
     return Group(
         name=name if decayed else f"{name}/no_decay",
         part=part,
-        lr=plan.lr_of(part) * plan.layer_decay**below_top,
-        weight_decay=plan.weight_decay if decayed else 0.0,
+        lr=lr * plan.layer_decay**below_top,
+        weight_decay=plan.setting(rule, "weight_decay", plan.weight_decay) if decayed else 0.0,
         parameters=parameters,
+        rule=rule,
     )
 
 
@@ -146,7 +185,7 @@ def _layers(names: list[str]) -> dict[Part, dict[str, int]]:
 
 
 def make_optimizer(groups: list[Group], plan: OptimizerPlan, *, masters: list[list[Tensor]] | None = None) -> Optimizer:
-    """The plan's optimiser over the groups: AdamW, fused on CUDA, unless it names another; over masters where needed.
+    """The plan's optimiser over the groups: AdamW, fused on CUDA, unless it names others; over masters where needed.
 
     Args:
         groups: What it moves.
@@ -159,6 +198,7 @@ def make_optimizer(groups: list[Group], plan: OptimizerPlan, *, masters: list[li
             "params": [p for _, p in group.parameters],
             "lr": group.lr,
             "weight_decay": group.weight_decay,
+            **({RULE: group.rule} if group.rule else {}),
         }
         for group in groups
     ]
@@ -168,7 +208,11 @@ def make_optimizer(groups: list[Group], plan: OptimizerPlan, *, masters: list[li
     def adamw(given: list[dict[str, Any]]) -> Optimizer:
         return AdamW(given, lr=plan.lr, betas=(plan.beta1, plan.beta2), eps=plan.eps, fused=on_cuda or None)
 
-    make = plan.optimizer or adamw
+    def mixed(given: list[dict[str, Any]]) -> Optimizer:
+        assert isinstance(plan.optimizer, dict)
+        return MixedOptimizer(given, plan.optimizer)
+
+    make = mixed if isinstance(plan.optimizer, dict) else plan.optimizer or adamw
     if plan.fp32_masters and any(p.dtype in NARROW for p in parameters):
         return MasterOptimizer(settings, make, masters=masters)
     return make(settings)
