@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
@@ -373,6 +373,9 @@ def make_trainer(config: DictConfig, run_dir: Path) -> L.Trainer:
             L.Trainer,
             "trainer",
             max_epochs=1,  # the plan holds all epochs and is one of Lightning's
+            # So callbacks take it that validations come within the epoch: ours do, by `Validator`.
+            check_val_every_n_epoch=None,
+            val_check_interval=1,
             use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -505,9 +508,9 @@ def optimizer_node(node: DictConfig) -> DictConfig:
     made_later = node.copy()
     with open_dict(made_later):  # a composed config takes no new keys
         several = "_target_" not in made_later.optimizer
-        for node in made_later.optimizer.values() if several else [made_later.optimizer]:
-            if isinstance(node, DictConfig):
-                node["_partial_"] = True
+        nodes = cast("list[Any]", [*made_later.optimizer.values()] if several else [made_later.optimizer])
+        for makes in (node for node in nodes if isinstance(node, DictConfig)):
+            makes["_partial_"] = True
     return made_later
 
 
@@ -589,21 +592,14 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         save=checkpointer.save,
         paused=leave_out,
     )
+    ours = [one for one in configured if type(one).__module__.startswith("vlmkit.")]
+    others = [one for one in configured if one not in ours]
+    check_monitors(others, validator)
     # The guard stands first: a strange loss is told before its gradients are. The log stands before the checkpointer:
-    # when a checkpoint is there, so is its line.
+    # when a checkpoint is there, so is its line. Callbacks that are not ours find both logged.
     attention = AttentionReport()
-    cast(Any, run.trainer).callbacks.extend(
-        [
-            GroupTable(),
-            attention,
-            guard,
-            *configured,
-            run.bad_media,
-            step_log,
-            *([validator] if validator else []),
-            checkpointer,
-        ]
-    )
+    observers = [GroupTable(), attention, guard, *ours, run.bad_media, step_log, *others]
+    cast(Any, run.trainer).callbacks.extend([*observers, *([validator] if validator else []), checkpointer])
     if save.export_every_n_steps:  # last, so that an export is younger than the checkpoint of its step
         exporter = Exporter(
             run_dir=run.run_dir,
@@ -614,6 +610,34 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         )
         cast(Any, run.trainer).callbacks.append(exporter)
     return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator, attention=attention)
+
+
+def check_monitors(callbacks: Sequence[Callback], validator: Validator | None) -> None:
+    """Refuse a callback that waits for what is never measured.
+
+    Args:
+        callbacks: Those of the config that are not vlmkit's.
+        validator: Measures; None: nothing is validated.
+
+    Raises:
+        ConfigError: naming the callback and what it monitors.
+    """
+    measured = validator.metrics if validator else ()
+    for one in callbacks:
+        monitor = getattr(one, "monitor", None)
+        if not isinstance(monitor, str):
+            continue
+        if not monitor.startswith("train/") and monitor not in measured:
+            raise ConfigError(
+                f"callbacks: {type(one).__name__} monitors {monitor}, which is not measured in this run. Measured: "
+                f"{', '.join(measured) or 'nothing'}, and the figures of train.jsonl, such as train/loss. Set data.validation or "
+                "validate.benchmarks."
+            )
+        if isinstance(one, EarlyStopping) and validator is None:
+            raise ConfigError(
+                f"callbacks: {type(one).__name__} looks at {monitor} at each validation, and there are none in this run. Set "
+                "data.validation or validate.benchmarks."
+            )
 
 
 def trained_groups(module: TrainingModule) -> dict[str, tuple[int, float]]:

@@ -139,10 +139,13 @@ class Checkpointer(Callback):
         self._writing.error = None
         if trainer.is_global_zero:
             self._writing.attempt(lambda: self.directory.mkdir(parents=True, exist_ok=True))
+        self._writing.patient = True
         try:
             trainer.save_checkpoint(aside)
         except (OSError, CheckpointException) as error:  # of shared models: every rank writes, and hears of it
             self._give_up(trainer, aside, path, str(error).splitlines()[0])
+        finally:
+            self._writing.patient = False
         if trainer.is_global_zero:
             if path.is_dir() or aside.is_dir():  # of the same step, by a run that this one goes back behind
                 self._writing.attempt(lambda: remove_checkpoint(path))
@@ -190,6 +193,8 @@ class _PatientIO(TorchCheckpointIO):
     """Keeps an error of writing to itself: the ranks that write nothing are waiting for the one that does."""
 
     error: str | None = None
+    patient = False
+    """Whether it is our checkpoint that is written: that of another callback fails at once."""
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a file, or the directory that ranks which shared the model have written."""
@@ -197,6 +202,9 @@ class _PatientIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write straight to the file: no copy in memory."""
+        if not self.patient:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
         self.attempt(lambda: torch.save(checkpoint, path))
 
     def attempt(self, write: Callable[[], object]) -> None:
