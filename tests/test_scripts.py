@@ -13,7 +13,7 @@ from tests.training.conftest import REPOSITORY
 
 BENCH = sorted(path.name for path in (REPOSITORY / "bench").glob("*.py"))
 ELSEWHERE = {
-    "docs_hooks.py": "docs/pages.py",
+    "docs_hooks.py": "docs/test_pages.py",
     "mutants.py": "test_mutants.py",
     "notebooks.py": "docs/test_pages.py",
     "slurm.sh": "test_release.py",
