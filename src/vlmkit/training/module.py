@@ -18,7 +18,7 @@ from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import PARTS, Part, part_of, restore_rotary_buffers
 from vlmkit.training.loss import scaled_loss
 from vlmkit.training.optim import Group, OptimizerPlan, make_optimizer, make_schedule, parameter_groups
-from vlmkit.training.shards import AVERAGES, NAMED, in_order
+from vlmkit.training.shards import AVERAGES, NAMED, in_order, whole
 from vlmkit.training.strategy import ShardedStrategy
 
 _HF = "model.hf."
@@ -62,6 +62,9 @@ class TrainingModule(L.LightningModule):
         self.model: PackedVLM | None = None
         self.groups: list[Group] = []
         self.token_losses = torch.empty(0)
+        self.grad_norm: Tensor | None = (
+            None  # of the last step, over all that is trained, before clipping; on the device
+        )
         self.skip_step = False
         self.strict_loading = False  # frozen tensors stand in no checkpoint; `on_load_checkpoint` checks the rest
 
@@ -114,6 +117,26 @@ class TrainingModule(L.LightningModule):
         if self.skip_step:
             optimizer.zero_grad(set_to_none=True)
             self.skip_step = False
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer was told to, and keep the gradient's norm, which says whether the step was sound.
+
+        Nothing here waits for the device. Where ranks share the parameters, every rank must call.
+        """
+        parameters = [parameter for group in self.groups for _, parameter in group.parameters]
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self.grad_norm = whole(torch.nn.utils.get_total_norm(grads))
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the parts' groups, with a schedule advanced once a step."""

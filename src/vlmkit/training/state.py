@@ -76,13 +76,15 @@ def find_checkpoint(resume_from: str, run_dir: Path) -> Path | None:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The finished checkpoint with the highest step; files still being written have another name."""
-    found = [
-        (int(match[1]), path)
-        for path in (run_dir / "checkpoints").glob("step-*.ckpt")
-        if (match := _NAME.fullmatch(path.name))
-    ]
-    return max(found)[1] if found else None
+    """The finished checkpoint with the highest step."""
+    found = finished_checkpoints(run_dir / "checkpoints")
+    return found[-1] if found else None
+
+
+def finished_checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints in a directory by step, the lowest first; files still being written have another name."""
+    steps = {path: int(match[1]) for path in directory.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))}
+    return sorted(steps, key=lambda path: steps[path])
 
 
 def meta_file(path: Path) -> Path:
