@@ -26,7 +26,7 @@ def main() -> None:
         seed(7 + rank)
     saver = Checkpointer(
         run_dir=Path(sys.argv[1]), every_n_steps=1, every_minutes=None, keep=0, done_batches=lambda: 0,
-        state_at=lambda step: RunState(step=step, consumed_packs=step, plan_key="", freeze={}),
+        state_at=lambda step: RunState(step=step, consumed_packs=step, plan_key="", freeze={}, contract=None),
     )  # fmt: skip
     checkpoint: dict = {}
     saver.on_save_checkpoint(SimpleNamespace(global_step=3), None, checkpoint)

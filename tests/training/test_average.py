@@ -166,7 +166,10 @@ def test_averages_that_nobody_kept_on_are_not_taken_up_again(manifest, whole, tm
     run_dir = tmp_path / "run"
     plain = [setting for setting in SETTINGS if not setting.startswith("callbacks")]
     resumed = f"resume_from={whole / 'checkpoints' / checkpoint_name(3)}"
-    forked.run(*small(manifest, run_dir, *plain, resumed), output=tmp_path / "out")
+    assert "callbacks.average.decay=absent, trained with was 0.5" in forked.run(
+        *small(manifest, run_dir, *plain, resumed), output=tmp_path / "out", status=1
+    )
+    forked.run(*small(manifest, run_dir, *plain, resumed, "resume_allow=[average]"), output=tmp_path / "out")
     assert "averages" not in kept(run_dir)
     assert unequal(exported(run_dir), kept(whole)["state_dict"]) == []
 

@@ -41,7 +41,7 @@ class Draw(Callback):
 
 def checkpointer(data, out: Path, **changes):
     def state_at(step):
-        return RunState(step=step, consumed_packs=step, plan_key=data.plan.key, freeze={})
+        return RunState(step=step, consumed_packs=step, plan_key=data.plan.key, freeze={}, contract=None)
 
     given = {"every_n_steps": 1, "every_minutes": None, "keep": 0} | changes
     done = given.pop("done", lambda: data.start_step)

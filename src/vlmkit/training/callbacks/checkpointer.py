@@ -188,8 +188,8 @@ class Checkpointer(Callback):
             newest = newest_checkpoint(self.directory.parent)
             raise CheckpointError(
                 f"{path}: not written, because {len(names)} trained tensors hold NaN or infinity (the first: {names[0]}). "
-                f"The newest good checkpoint is {newest or 'none'}. Continue from there with resume_from=auto and a lower rate "
-                "(resume_allow=[optim] optim.lr=...)."
+                f"The newest good checkpoint is {newest or 'none'}. Resume from there at a lower rate "
+                "(resume_from=auto resume_allow=[optim] optim.lr=...)."
             )
 
     def _prune(self, written: Path) -> None:

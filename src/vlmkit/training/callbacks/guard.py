@@ -31,11 +31,6 @@ MIN_WINDOW = 20
 _MAD_TO_DEVIATION = 1.4826
 """Of a normal distribution, the standard deviation over the median absolute deviation (Rousseeuw & Croux 1993, eq. 1.1)."""
 
-ADVICE = (
-    "Look at them. Then continue from the newest checkpoint, whose weights are sound, with resume_from=auto and a lower rate "
-    "(resume_allow=[optim] optim.lr=...), or let such steps be skipped: guard.on_nonfinite=skip."
-)
-
 
 class NonfiniteLossError(VlmkitError):
     """A step whose loss or gradient is NaN or infinite. Names the file that lists its samples."""
@@ -224,7 +219,9 @@ class LossGuard(Callback):
         )
         raise NonfiniteLossError(
             f"Step {step.number}: {wrong}. Nothing of this step was saved; its samples, and those of the step "
-            f"before, stand in {self.path} (the first: {self._first(step)}). {ADVICE}"
+            f"before, stand in {self.path} (the first: {self._first(step)}). Look at them. Then "
+            "resume from the newest checkpoint, whose weights are sound, at a lower rate (resume_from=auto "
+            "resume_allow=[optim] optim.lr=...), or let such steps be skipped: guard.on_nonfinite=skip."
         )
 
     def report(self) -> dict[str, Any]:
@@ -244,7 +241,8 @@ class LossGuard(Callback):
             raise NonfiniteLossError(
                 f"Step {step.number}: the loss is {loss}, the gradient's norm {size}, and this is the {len(self.skipped)}th "
                 f"step that would be skipped (guard.max_skipped={self.settings.max_skipped}). The samples of all of them stand "
-                f"in {self.path}. {ADVICE}"
+                f"in {self.path}. Look at them, or resume from the newest checkpoint at a lower rate (resume_from=auto "
+                "resume_allow=[optim] optim.lr=...)."
             )
         return True
 
