@@ -11,6 +11,7 @@ import io
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path, PurePath
 from pickle import Unpickler, UnpicklingError
 from typing import Any, cast
@@ -331,8 +332,14 @@ def gather_model(hf: Any, *, merge: Merge | None = None) -> Any | None:
             tensors[name] = found.cpu()
     if not first:
         return None
+    config = deepcopy(hf.config)
+    attention = {part: getattr(config, part)._attn_implementation for part in ("text_config", "vision_config")}
+    config._attn_implementation = (
+        "sdpa"  # a new model under a name with "flash" makes transformers look for that package
+    )
     with torch.device("meta"):
-        made = type(hf)(hf.config)
+        made = type(hf)(config)
+    made.set_attn_implementation(attention)
     for name, tensor in (merge(tensors.items()) if merge else tensors).items():
         place, _, leaf = name.rpartition(".")
         setattr(made.get_submodule(place), leaf, nn.Parameter(tensor, requires_grad=False))

@@ -92,8 +92,7 @@ class _Step:
         assert self.values is not None
         if self.arrived is not None:
             self.arrived.synchronize()
-        loss, norm = self.values.tolist()
-        return loss, norm
+        return float(self.values[0]), float(self.values[1])
 
     def samples(self) -> list[tuple[int, float | None, int]]:
         """Row of the index, mean loss and supervised tokens of each sample."""
