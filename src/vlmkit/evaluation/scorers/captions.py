@@ -40,7 +40,7 @@ _PTB_WORD = re.compile(
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-"}
 _DROPPED = frozenset("'\"`?!,:;")
 _PLAIN_MARKS = str.maketrans({"’": "'", "‘": "`", "“": '"', "”": '"', "–": "--", "—": "--", "…": "..."})
-_SPLIT_WORDS = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
+_REWRITTEN = {**_BRACKETS, "cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
 
 
 def ptb_words(text: str) -> str:
@@ -52,7 +52,7 @@ def ptb_words(text: str) -> str:
     """
     text = _CONTRACTION.sub(lambda found: f" {found[0]} ", text.lower().translate(_PLAIN_MARKS))
     kept = (word for word in _PTB_WORD.findall(text) if word not in _DROPPED and word.strip("-."))
-    return " ".join(_SPLIT_WORDS.get(word) or _BRACKETS.get(word, word) for word in kept)
+    return " ".join(_REWRITTEN.get(word, word) for word in kept)
 
 
 def caption_scores(
