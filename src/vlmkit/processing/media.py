@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vlmkit.conversation import ImagePart, VideoPart
 from vlmkit.errors import DataError
+from vlmkit.processing.absence import check_file
 from vlmkit.processing.video import VideoHeader, VideoReading
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def video_header(part: VideoPart, reading: VideoReading) -> VideoHeader:
         DataError: missing, no video, or no frames.
     """
     if isinstance(part.source, Path):
-        _check_exists(part.source, "video")
+        check_file(part.source, "video")
         header = reading.header(part.source)
     else:
         if not part.source:
@@ -215,7 +216,7 @@ def _opened(part: ImagePart) -> Generator[Image.Image]:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(part.source, Path):
-        _check_exists(part.source, "image")
+        check_file(part.source, "image")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked on the size
         try:
@@ -231,13 +232,6 @@ def _opened(part: ImagePart) -> Generator[Image.Image]:
             ) from error
     with image:
         yield image
-
-
-def _check_exists(path: Path, kind: str) -> None:
-    if not path.is_file():
-        raise DataError(
-            f"{kind} {str(path)!r} not found. Check data.root and the path in the row.", reason="missing_media"
-        )
 
 
 def _check_size(height: int, width: int, name: str) -> None:

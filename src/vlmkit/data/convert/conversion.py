@@ -13,10 +13,12 @@ from typing import Any, BinaryIO, Literal, cast
 
 import orjson
 
+from vlmkit.conversation import ImagePart
 from vlmkit.data.convert.formats import FORMATS, ROW_FORMATS, Fields, Format, coco_rows, detect, vqa2_rows
 from vlmkit.data.convert.reading import read_rows, read_whole
 from vlmkit.data.manifest import parse_row
 from vlmkit.errors import ConfigError, DataError, Origin
+from vlmkit.processing.absence import check_file
 from vlmkit.storage import written_aside
 
 SCHEMA = "vlmkit.convert/1"
@@ -238,9 +240,10 @@ class Conversion:
         conversation = parse_row(row, origin=origin, root=root, allow_absolute_paths=self.allow_absolute_paths)
         if self.root:
             for medium in conversation.media:
+                kind = "image" if isinstance(medium, ImagePart) or isinstance(medium.source, tuple) else "video"
                 for place in medium.source if isinstance(medium.source, tuple) else (medium.source,):
-                    if isinstance(place, Path) and not place.is_file():
-                        raise DataError(f"{str(place)!r} is not there. Check root.", reason="missing_media")
+                    if isinstance(place, Path):
+                        check_file(place, kind, root="root")
         return row
 
     def _with_files(self, row: dict[str, Any], done: Converted) -> dict[str, Any]:
