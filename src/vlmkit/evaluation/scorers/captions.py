@@ -37,10 +37,12 @@ _PTB_WORD = re.compile(
     """,
     re.VERBOSE,
 )
-_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-"}
 _DROPPED = frozenset("'\"`?!,:;")
 _PLAIN_MARKS = str.maketrans({"’": "'", "‘": "`", "“": '"', "”": '"', "–": "--", "—": "--", "…": "..."})
-_REWRITTEN = {**_BRACKETS, "cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
+_REWRITTEN = {
+    **{"(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-"},
+    **{"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"},
+}
 
 
 def ptb_words(text: str) -> str:
@@ -51,8 +53,8 @@ def ptb_words(text: str) -> str:
     here too: brackets as `-lrb-` and the like, and several marks in a row (`!!`, `?!`). Rare cases may differ.
     """
     text = _CONTRACTION.sub(lambda found: f" {found[0]} ", text.lower().translate(_PLAIN_MARKS))
-    kept = (word for word in _PTB_WORD.findall(text) if word not in _DROPPED and word.strip("-."))
-    return " ".join(_REWRITTEN.get(word, word) for word in kept)
+    words: list[str] = _PTB_WORD.findall(text)
+    return " ".join(_REWRITTEN.get(word, word) for word in words if word not in _DROPPED and word.strip("-."))
 
 
 def caption_scores(
