@@ -33,6 +33,7 @@ def check_file(path: Path, kind: Literal["image", "video"], *, root: str = "data
 
     Raises:
         DataError: `missing_media`, or `unreadable_media` for an empty file.
+        OSError: the disk says something else; see `read_medium`.
     """
     try:
         status = os.stat(path)
@@ -58,10 +59,6 @@ def _missing(finding: str) -> DataError:
 def _explain(error: OSError, path: Path, root: str) -> str:
     if error.errno == errno.ELOOP:
         return "is a link that leads back to itself. Put the file in its place."
-    if error.errno == errno.ENAMETOOLONG:
-        return "is too long to be a file's name. Correct the path or drop the row."
-    if error.errno == errno.EACCES:
-        return "lies in a directory that this user may not read. Change its permissions."
     if error.errno not in (errno.ENOENT, errno.ENOTDIR):
         raise error
     if path.is_symlink():

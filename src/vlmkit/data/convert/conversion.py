@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -19,6 +20,7 @@ from vlmkit.data.convert.reading import read_rows, read_whole
 from vlmkit.data.manifest import parse_row
 from vlmkit.errors import ConfigError, DataError, Origin
 from vlmkit.processing.absence import check_file
+from vlmkit.processing.media import read_medium
 from vlmkit.storage import written_aside
 
 SCHEMA = "vlmkit.convert/1"
@@ -243,7 +245,7 @@ class Conversion:
                 kind = "image" if isinstance(medium, ImagePart) or isinstance(medium.source, tuple) else "video"
                 for place in medium.source if isinstance(medium.source, tuple) else (medium.source,):
                     if isinstance(place, Path):
-                        check_file(place, kind, root="root")
+                        read_medium(medium, partial(check_file, place, kind, root="root"))
         return row
 
     def _with_files(self, row: dict[str, Any], done: Converted) -> dict[str, Any]:
