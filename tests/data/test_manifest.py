@@ -154,6 +154,7 @@ FAULTS: list[tuple[str, object, str]] = [
         row("<image>", "x", videos=["a.mp4", "b.mp4"]),
         "has 1 <image> placeholder but the row lists no",
     ),
+    ("placeholder_count", row("<image>", "x", image="a.png", video="a.mp4"), "no turn has a <video> placeholder"),
     (
         "placeholder_place",
         row("<img>a.png</img> what?", "x"),
