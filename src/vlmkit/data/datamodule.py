@@ -117,7 +117,9 @@ class PackedDataModule(L.LightningDataModule):
         _check_choice("on_bad_row", on_bad_row, ("error", "skip"))
         _check_number("max_bad_rows", max_bad_rows, least=0, optional=True, whole=False)
         if isinstance(max_bad_rows, float) and max_bad_rows > 1:
-            raise ConfigError(f"data.max_bad_rows={max_bad_rows}: a share is at most 1. Give a share or a whole number of rows.")
+            raise ConfigError(
+                f"data.max_bad_rows={max_bad_rows}: a share is at most 1. Give a share or a whole number of rows."
+            )
         _check_choice("on_bad_media", on_bad_media, ("error", "mask"))
         if max_bad_media is not None and max_bad_media < 0:
             raise ValueError(f"data.max_bad_media must be 0 or more, or null, got {max_bad_media}")
