@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vlmkit import __version__
 from vlmkit.batch import Batch
-from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
+from vlmkit.cli.contract import check_allowed, check_assembly, check_contract, check_resumable, run_contract
 from vlmkit.cli.ranks import launch_name, part, use_command
 from vlmkit.cli.telling import end_table, make_loggers, opened
 from vlmkit.cli.validating import held_out_data, make_data, make_validator
@@ -31,7 +31,7 @@ from vlmkit.config import build, chosen_by_user, read_config, save_config, taken
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.errors import CheckpointError, ConfigError, Interrupted
 from vlmkit.model.assembly import VLM, Assembly, Sketch, WholeCheckpoint
-from vlmkit.model.attention import choose_kernel
+from vlmkit.model.attention import attention_dtype, choose_kernel, compute_capability, precision_fault
 from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
 from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.liger import use_kernels
@@ -48,7 +48,7 @@ from vlmkit.training.callbacks.guard import GuardSettings, LossGuard
 from vlmkit.training.callbacks.prediction import StartForecast
 from vlmkit.training.callbacks.receipt import GradientReceipt
 from vlmkit.training.callbacks.steplog import StepLog
-from vlmkit.training.callbacks.summary import GroupTable
+from vlmkit.training.callbacks.summary import AttentionReport, GroupTable
 from vlmkit.training.callbacks.validator import Validator
 from vlmkit.training.flops import FlopCount, count_flops
 from vlmkit.training.module import TrainingModule
@@ -88,6 +88,7 @@ class Run:
     freeze: FreezePolicy
     lora: Lora | None
     state: RunState | None
+    applied: set[str] = field(default_factory=set[str])
     checkpoint: Path | None
     trainer: L.Trainer
     bad_media: BadMedia
@@ -289,8 +290,13 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         for difference in check_contract(Path(config.model.path), processor, config.get("init_allow") or []):
             print(f"Allowed by init_allow: {difference}")
     trainer = make_trainer(config, run_dir)
+    state, applied = None, {}
     if checkpoint:
         check_whole(checkpoint)
+        state = read_state(checkpoint)
+        applied = compare_settings(config, trainer, state, checkpoint)
+        for change in (change for changes in applied.values() for change in changes):
+            print(f"Applied by resume_allow: {change}")
     return Run(
         config=config,
         run_dir=run_dir,
@@ -299,11 +305,22 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         processor=processor,
         lora=make_lora(config.model.lora),
         freeze=build(config.freeze, FreezePolicy),
-        state=read_state(checkpoint) if checkpoint else None,
+        state=state,
+        applied=set(applied),
         checkpoint=checkpoint,
         trainer=trainer,
         bad_media=make_bad_media(data),
     )
+
+
+def compare_settings(config: DictConfig, trainer: L.Trainer, state: RunState, checkpoint: Path) -> dict[str, list[str]]:
+    """Differences from the settings of a checkpoint that `resume_allow` has applied, by kind, in words.
+
+    Raises:
+        ConfigError: there are others.
+    """
+    allowed = OmegaConf.to_container(config.get("resume_allow") or OmegaConf.create([]))
+    return check_resumable(checkpoint, state.contract, run_contract(config, precision=str(trainer.precision)), allowed)
 
 
 def refuse_occupied(run_dir: Path, checkpoint: Path | None) -> None:
@@ -468,7 +485,7 @@ def make_module(run: Run) -> TrainingModule:
             return made, sketch.read
         return made, lora.reader(sketch.read, made.hf, seed=run.config.seed)
 
-    return TrainingModule(
+    module = TrainingModule(
         make_model=make_model,
         make_sketch=make_sketch,
         lora=lora,
@@ -476,6 +493,8 @@ def make_module(run: Run) -> TrainingModule:
         optimizer_plan=build(optimizer_node(run.config.optim), OptimizerPlan),
         count_steps=run.data.num_steps,
     )
+    module.applies_plan = not run.applied.isdisjoint({"optim", "schedule"})
+    return module
 
 
 def optimizer_node(node: DictConfig) -> DictConfig:
@@ -496,16 +515,24 @@ class Watchers:
     guard: LossGuard
     checkpointer: Checkpointer
     validator: Validator | None
+    attention: AttentionReport
 
 
 def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
     """Give the Trainer its observers: those of the config, and guard, log, checkpoints and group table."""
     save, log, data = run.config.save, run.config.log, run.data
+    contract = run_contract(run.config, precision=str(run.trainer.precision))
 
     def state_at(step: int) -> RunState:
         steps = data.steps(run.trainer.world_size, run.accumulate)
         consumed = steps.num_consumed(step - data.start_step)
-        return RunState(step=step, consumed_packs=consumed, plan_key=data.plan.key, freeze=vars(run.freeze))
+        return RunState(
+            step=step,
+            consumed_packs=consumed,
+            plan_key=data.plan.key,
+            freeze=vars(run.freeze),
+            contract=contract,
+        )
 
     def epoch_at(step: int) -> float:
         consumed = state_at(step).consumed_packs
@@ -567,10 +594,20 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
     )
     # The guard stands first: a strange loss is told before its gradients are. The log stands before the checkpointer:
     # when a checkpoint is there, so is its line.
+    attention = AttentionReport()
     cast(Any, run.trainer).callbacks.extend(
-        [GroupTable(), guard, *configured, run.bad_media, step_log, *([validator] if validator else []), checkpointer]
+        [
+            GroupTable(),
+            attention,
+            guard,
+            *configured,
+            run.bad_media,
+            step_log,
+            *([validator] if validator else []),
+            checkpointer,
+        ]
     )
-    return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator)
+    return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator, attention=attention)
 
 
 def trained_groups(module: TrainingModule) -> dict[str, tuple[int, float]]:
@@ -637,6 +674,7 @@ def make_report(run: Run, watchers: Watchers, *, best: Path | None, seconds: flo
         "hashes": {"plan": run.data.plan.key, "index": run.data.index.key, "processor": run.processor.fingerprint},
         "versions": {"vlmkit": __version__, "torch": torch.__version__, "lightning": L.__version__},
         "devices": {"kind": device.type, "ranks": run.trainer.world_size},
+        "attention": watchers.attention.report(),
     }
 
 
@@ -645,11 +683,15 @@ def describe_data(run: Run) -> str:
     rows = run.data.accounting()["sources"].values()
     counts = {key: sum(row[key] for row in rows) for key in ("read", "trained", "skipped", "overlong")}
     steps = run.data.num_steps(run.trainer.world_size, run.accumulate)
-    kernel = choose_kernel(run.config.model.attn_implementation, run.trainer.strategy.root_device, torch.bfloat16)
+    dtype = attention_dtype(str(run.config.trainer.precision))
+    device = run.trainer.strategy.root_device
+    choose_kernel(run.config.model.attn_implementation, device, dtype)  # or says why not
+    fault = precision_fault(str(run.config.trainer.precision), compute_capability(device))
     return (
         f"Data {run.data.name}: {counts['read']} rows read, {counts['trained']} trained, {counts['skipped']} skipped, "
         f"{counts['overlong']} over-long; {len(run.data.plan)} packs, {steps} steps.\n"
         f"Run {run.run_dir}"
         + (f", resumed from {run.checkpoint}" if run.checkpoint else "")
-        + f"; attention by {kernel}."
+        + "."
+        + (f"\nWarning: {fault}" if fault else "")
     )
