@@ -53,6 +53,7 @@ def test_its_kernels_in_tritons_interpreter_equal_the_stock_model_in_fp64(tiny):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(find_spec("liger_kernel") is None, reason="Liger is not installed")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_its_norms_and_activations_are_close(tiny):
     from transformers import AutoModelForImageTextToText
 
