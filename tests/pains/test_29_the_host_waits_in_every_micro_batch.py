@@ -88,7 +88,7 @@ def test_a_step_that_is_not_logged_never_waits(stage, family, checkpoint, cache,
         path=tmp_path / "train.jsonl", every_n_steps=100, num_steps=lambda: 4, source_names=["rows"], epoch_at=float,
         progress=False,
     )  # fmt: skip
-    fit(
+    module = fit(
         data,
         checkpoint,
         tmp_path,
@@ -99,6 +99,9 @@ def test_a_step_that_is_not_logged_never_waits(stage, family, checkpoint, cache,
         gradient_clip_val=1.0,
     )
     assert waits.num_operations > 500
+    assert not module.trainer.optimizers[0]._step_supports_amp_scaling, (
+        "gradients would be clipped before they are unscaled"
+    )
     assert begin.context is None
     assert sorted(set(waits.found) - set(ALLOWED)) == []
 
