@@ -46,7 +46,7 @@ def watched(manifest, tmp_path_factory):
     """A run with Lightning's ModelCheckpoint and a watcher of our own."""
     folder = tmp_path_factory.mktemp("watched")
     forked.run(
-        *small(manifest, folder / "run", *QUICK, "save.keep=0", "optim.lr=1e-2"),
+        *small(manifest, folder / "run", *QUICK, "save.every_n_steps=1", "save.keep=0", "optim.lr=1e-2"),
         f"+callbacks.watcher={{_target_: tests.cli.test_callbacks.Watcher, path: {folder / 'seen'}}}",
         f"+callbacks.top={{_target_: {STOCK}.ModelCheckpoint, monitor: val/loss, save_top_k: 2, filename: '{{step}}'}}",
         output=folder / "out",

@@ -531,7 +531,7 @@ def optimizer_node(node: DictConfig) -> DictConfig:
     made_later = node.copy()
     with open_dict(made_later):  # a composed config takes no new keys
         several = "_target_" not in made_later.optimizer
-        nodes = cast("list[Any]", [*made_later.optimizer.values()] if several else [made_later.optimizer])
+        nodes = [*made_later.optimizer.values()] if several else [made_later.optimizer]
         for makes in (node for node in nodes if isinstance(node, DictConfig)):
             makes["_partial_"] = True
     return made_later
