@@ -1,10 +1,9 @@
-"""Several processes of one run: how they are started from this one, and what names a start."""
+"""Several processes of one run: how they are started from this one, and the store that they share."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -14,8 +13,8 @@ from lightning.pytorch.strategies.launchers.subprocess_script import (
     _SubprocessScriptLauncher,  # pyright: ignore[reportPrivateUsage]  # the place where Lightning starts processes
 )
 
-LAUNCH_VARIABLE = "VLMKIT_LAUNCH"
-"""Names one start of a run, the same for all of its processes."""
+from vlmkit.training.jobstore import JobStore, connect_store, single_store
+
 _HANDED_ON = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
@@ -73,11 +72,11 @@ def part(trainer: L.Trainer) -> None:
             process.wait()
 
 
-def launch_name() -> str:
-    """Names this start of the run: from the launcher's variables, or made here and handed on to the processes we start."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return f"{os.environ['MASTER_PORT']}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if "SLURM_STEP_ID" in os.environ:
-        keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-        return "-".join(os.environ.get(key, "0") for key in keys)
-    return os.environ.setdefault(LAUNCH_VARIABLE, f"{os.getpid()}-{time.time_ns()}")
+def job_store(trainer: L.Trainer) -> JobStore:
+    """The store that the ranks of this launch share. Rank 0 serves it from here on, also to ranks still to be started."""
+    if trainer.world_size == 1:
+        return single_store()
+    environment = cast(Any, trainer.strategy).cluster_environment
+    return connect_store(
+        environment.main_address, environment.main_port, rank=trainer.global_rank, num_ranks=trainer.world_size
+    )

@@ -24,7 +24,7 @@ from torch import Tensor
 from vlmkit import __version__
 from vlmkit.batch import Batch
 from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
-from vlmkit.cli.ranks import launch_name, part, use_command
+from vlmkit.cli.ranks import job_store, part, use_command
 from vlmkit.cli.telling import end_table, make_loggers, opened
 from vlmkit.cli.validating import held_out_data, make_data, make_validator
 from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over, this_job
@@ -51,6 +51,7 @@ from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.callbacks.summary import GroupTable
 from vlmkit.training.callbacks.validator import Validator
 from vlmkit.training.flops import FlopCount, count_flops, peak_flops
+from vlmkit.training.jobstore import JobStore
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
 from vlmkit.training.proof import probe_losses, prove_collected
@@ -108,11 +109,9 @@ def train(config: DictConfig, run_dir: Path) -> None:
     L.seed_everything(config.seed, verbose=False)
     run = wire(config, run_dir)
     use_command(run.trainer, this_job("train", run_dir))
-    with (
-        together(run_dir=run_dir, launch=launch_name(), rank=run.trainer.global_rank, num_ranks=run.trainer.world_size),
-        told_when_full(run_dir),
-    ):
-        report = fit_and_export(run, started)
+    store = job_store(run.trainer)
+    with together(store), told_when_full(run_dir):
+        report = fit_and_export(run, store, started)
     part(run.trainer)
     if run.interrupted is not None:
         if not run.trainer.is_global_zero:
@@ -122,7 +121,7 @@ def train(config: DictConfig, run_dir: Path) -> None:
         print(report)
 
 
-def fit_and_export(run: Run, started: float) -> str | None:
+def fit_and_export(run: Run, store: JobStore, started: float) -> str | None:
     """Everything that all ranks do; what the first one has to say at the end."""
     prepare_data(run)
     first_rank = run.trainer.is_global_zero and not int(os.environ.get("LOCAL_RANK", "0"))
