@@ -16,7 +16,7 @@ class ProcessMark:
 
     Attributes:
         host: Name of its machine, for messages.
-        space: Start of that machine and its namespace of process numbers; containers of one host name differ in it.
+        space: Start of that machine and its namespaces; containers of the same host name differ in it.
         pid: Its number there.
         started: When it was started, in the machine's own units.
     """
@@ -65,7 +65,7 @@ def this_process() -> ProcessMark:
 def _space() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return " ".join([boot, os.readlink("/proc/self/ns/pid"), os.readlink("/proc/self/ns/net")])
     except OSError:  # not Linux
         return socket.gethostname()
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vlmkit.data.columns import Columns, ColumnsWriter, UnusableFile, open_columns
-from vlmkit.data.contents import content_hash, locked
+from vlmkit.data.contents import content_hash
 from vlmkit.data.index import COLUMNS, OK, SCHEMA, Fault, Index
+from vlmkit.data.locks import locked
 from vlmkit.data.manifest import Source
 from vlmkit.data.measuring import (
     MIN_ROWS_PER_PROCESS,

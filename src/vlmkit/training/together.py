@@ -129,7 +129,9 @@ class _Watch(threading.Thread):
 
     def _local_processes(self) -> list[tuple[int, ProcessMark]]:
         """The ranks of this machine that are here, and their processes."""
-        ranks = [rank for rank in range(self.store.num_ranks) if self.store.has(_process_key(rank))]
+        store = self.store
+        all_here = store.count(_WATCHED) == store.num_ranks
+        ranks = [rank for rank in range(store.num_ranks) if all_here or store.has(_process_key(rank))]
         texts = self.store.read([_process_key(rank) for rank in ranks])
         marks = (ProcessMark.from_text(text.decode()) for text in texts)
         return [(rank, mark) for rank, mark in zip(ranks, marks, strict=True) if mark.is_local]
