@@ -13,6 +13,9 @@ from lightning.pytorch.strategies.launchers.subprocess_script import (
     _SubprocessScriptLauncher,  # pyright: ignore[reportPrivateUsage]  # the place where Lightning starts processes
 )
 
+from vlmkit.data.datamodule import PackedDataModule
+from vlmkit.data.digest import DataDigest, find_difference
+from vlmkit.errors import DataError
 from vlmkit.training.jobstore import JobStore, connect_store, single_store
 
 _HANDED_ON = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -54,6 +57,41 @@ class RankLauncher(_SubprocessScriptLauncher):
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+
+def await_digest(store: JobStore, key: str) -> DataDigest | None:
+    """What rank 0 has made of the data, once it has; None on rank 0.
+
+    Nobody indexes while rank 0 does: where `data.cache_dir` is on a disk that all see, the others then read its index.
+    Where it is not, one rank of each machine counts the rows of its own copy, which is the only way to know that the
+    media there are the same. The index itself is not sent: what must be equal is compared, in less than a megabyte.
+    """
+    return DataDigest.from_bytes(store.await_long(key)) if store.rank else None
+
+
+def compare_digests(store: JobStore, key: str, data: PackedDataModule, theirs: DataDigest | None) -> None:
+    """Publish rank 0's digest, or compare this rank's with it. No rank joins the group, let alone trains, before it has.
+
+    Args:
+        store: Of the job.
+        key: Of the config, under which the data stands.
+        data: As this rank has planned it.
+        theirs: Rank 0's digest; None on rank 0.
+
+    Raises:
+        DataError: they differ; the message names both.
+    """
+    mine = data.digest()
+    if theirs is None:
+        store.publish_long(key, mine.to_bytes())
+        return
+    names = f"rank {store.rank}", "rank 0"
+    if difference := find_difference(mine, theirs, data.index, names=names):
+        raise DataError(
+            f"{key}: rank {store.rank} ({mine.place}) and rank 0 ({theirs.place}) would train different data: {difference} "
+            "Give all machines the same manifests and media, or put them on a disk that all see.",
+            reason="ranks_differ",
+        )
 
 
 def use_command(trainer: L.Trainer, command: list[str]) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from vlmkit import __version__
 from vlmkit.batch import Batch
 from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
-from vlmkit.cli.ranks import job_store, part, use_command
+from vlmkit.cli.ranks import await_digest, compare_digests, job_store, part, use_command
 from vlmkit.cli.telling import end_table, make_loggers, opened
 from vlmkit.cli.validating import held_out_data, make_data, make_validator
 from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over, this_job
@@ -91,6 +91,7 @@ class Run:
     checkpoint: Path | None
     trainer: L.Trainer
     bad_media: BadMedia
+    held_out: PackedDataModule | None = None
     interrupted: str | None = None
     made: list[VLM | Sketch] = field(default_factory=list[VLM | Sketch])
 
@@ -131,7 +132,7 @@ def train(config: DictConfig, run_dir: Path) -> None:
 
 def fit_and_export(run: Run, store: JobStore, started: float) -> str | None:
     """Everything that all ranks do; what the first one has to say at the end."""
-    prepare_data(run)
+    prepare_data(run, store)
     first_rank = run.trainer.is_global_zero and not int(os.environ.get("LOCAL_RANK", "0"))
     if first_rank:
         save_config(run.config, run.run_dir)
@@ -381,13 +382,16 @@ def make_lora(node: DictConfig) -> Lora | None:
     return build(OmegaConf.create({"_target_": "vlmkit.model.lora.Lora", **settings}), Lora, "model.lora")
 
 
-def prepare_data(run: Run) -> None:
-    """Count and plan; take up the plan where a resumed run stands.
+def prepare_data(run: Run, store: JobStore) -> None:
+    """Count and plan; take up the plan where a resumed run stands. Rank 0 does so first, and all must come to the same.
 
     Raises:
         CheckpointError: the plan is not the one that the checkpoint was trained on.
+        DataError: this rank's data is not that of rank 0.
     """
+    theirs = await_digest(store, "data")
     run.data.prepare(
+        settled=theirs.index if theirs else None,
         processor=run.processor,
         num_epochs=run.config.trainer.max_epochs,
         max_packs=most_packs(run.config.trainer.max_steps, run.state, run.trainer.world_size * run.accumulate),
@@ -395,6 +399,11 @@ def prepare_data(run: Run) -> None:
     )
     if run.state is not None:
         take_up(run.data, run.freeze, run.state, run.checkpoint)
+    compare_digests(store, "data", run.data, theirs)
+    theirs = await_digest(store, "data.validation") if isinstance(run.config.data.get("validation"), str) else None
+    run.held_out = held_out_data(run.config, run.data, run.processor, settled=theirs.index if theirs else None)
+    if run.held_out is not None and run.held_out is not run.data:
+        compare_digests(store, "data.validation", run.held_out, theirs)
 
 
 def most_packs(max_steps: int | None, state: RunState | None, packs_per_step: int) -> int | None:
@@ -554,7 +563,7 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         module=module,
         processor=run.processor,
         data=data,
-        held_out=held_out_data(run.config, data, run.processor),
+        held_out=run.held_out,
         save=checkpointer.save,
         paused=leave_out,
     )

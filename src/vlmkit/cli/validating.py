@@ -34,8 +34,16 @@ def make_data(node: DictConfig) -> PackedDataModule:
     return data
 
 
-def held_out_data(config: DictConfig, data: PackedDataModule, processor: Processor) -> PackedDataModule | None:
+def held_out_data(
+    config: DictConfig, data: PackedDataModule, processor: Processor, *, settled: str | None = None
+) -> PackedDataModule | None:
     """What validation reads: the rows that `data` holds out, or those of a manifest; None where nothing is.
+
+    Args:
+        config: Of the run.
+        data: What is trained on.
+        processor: What rows are encoded with.
+        settled: See `build_index`.
 
     Raises:
         ConfigError: a manifest beside data that has no `sources`.
@@ -50,7 +58,7 @@ def held_out_data(config: DictConfig, data: PackedDataModule, processor: Process
         raise ConfigError("data.validation: a manifest needs data=llava; here a share can be held out, such as 0.1.")
     other = build(_without_validation(config.data, sources=[wanted], limit=None), PackedDataModule, "data")
     other.order, other.heaviest_first = "sequential", False
-    other.prepare(processor=processor, num_epochs=1, max_packs=None, require_media=False)
+    other.prepare(processor=processor, num_epochs=1, max_packs=None, require_media=False, settled=settled)
     other.held_out_plan = other.plan
     return other
 

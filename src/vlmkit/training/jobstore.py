@@ -17,8 +17,8 @@ import torch.distributed as dist
 _torch: Any = dist  # whose stubs leave the stores out
 POLL_SECONDS = 0.5
 _CONNECT_TIMEOUT = timedelta(minutes=30)
-MAX_BYTES = 4 << 20
-"""Largest value to publish; torch's store refuses 8 MiB."""
+_MAX_BYTES = 4 << 20
+"""Largest single value; torch's store refuses 8 MiB."""
 
 
 class JobStore:
@@ -53,6 +53,13 @@ class JobStore:
         """Let every rank read a value."""
         self._store.set(key, value)
 
+    def publish_long(self, key: str, value: bytes) -> None:
+        """The same for a value of any size, in pieces that the store takes."""
+        pieces = [value[start : start + _MAX_BYTES] for start in range(0, len(value), _MAX_BYTES)]
+        for number, piece in enumerate(pieces):
+            self.publish(f"{key}/{number}", piece)
+        self.publish(key, str(len(pieces)))
+
     def has(self, key: str) -> bool:
         """Whether any rank has published it."""
         return bool(self._store.check([key]))
@@ -74,6 +81,11 @@ class JobStore:
         while not self.has(key):
             time.sleep(POLL_SECONDS)
         return self.read([key])[0]
+
+    def await_long(self, key: str) -> bytes:
+        """The same for what `publish_long` publishes."""
+        num_pieces = int(self.await_value(key))
+        return b"".join(self.read([f"{key}/{number}"])[0] for number in range(num_pieces))
 
     def meet(self, key: str) -> None:
         """Wait until every rank is here, however long that takes. Each meeting needs a key of its own."""
