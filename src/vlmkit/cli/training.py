@@ -138,7 +138,7 @@ def fit_and_export(run: Run, store: JobStore, started: float) -> str | None:
         save_config(run.config, run.run_dir)
         print(describe_data(run))
     module = make_module(run)
-    watchers = add_callbacks(run, module)
+    watchers = add_callbacks(run, module, store)
     if run.data.steps(run.trainer.world_size, run.accumulate).packs.size == 0:
         print(f"Nothing is left to train: {run.checkpoint} is at the end of its plan.")
         take_up_end(run, module, watchers)
@@ -500,7 +500,7 @@ class Watchers:
     validator: Validator | None
 
 
-def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
+def add_callbacks(run: Run, module: TrainingModule, store: JobStore) -> Watchers:
     """Give the Trainer its observers: those of the config, and guard, log, checkpoints and group table."""
     save, log, data = run.config.save, run.config.log, run.data
 
@@ -564,13 +564,14 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         processor=run.processor,
         data=data,
         held_out=run.held_out,
-        save=checkpointer.save,
+        store=store,
+        checkpointer=checkpointer,
         paused=leave_out,
     )
     # The guard stands first: a strange loss is told before its gradients are. The log stands before the checkpointer:
-    # when a checkpoint is there, so is its line.
+    # when a checkpoint is there, so is its line. The validator is last: what it might lose is on the disk by then.
     cast(Any, run.trainer).callbacks.extend(
-        [GroupTable(), guard, *configured, run.bad_media, step_log, *([validator] if validator else []), checkpointer]
+        [GroupTable(), guard, *configured, run.bad_media, step_log, checkpointer, *([validator] if validator else [])]
     )
     return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator)
 
@@ -595,6 +596,8 @@ def take_up_end(run: Run, module: TrainingModule, watchers: Watchers) -> None:
         if (state := content["callbacks"].get(one.state_key)) is not None:
             one.load_state_dict(state)
     watchers.log.take_up()
+    if watchers.validator is not None and run.state is not None:
+        watchers.validator.take_up_end(run.trainer, module, run.state.step)
 
 
 def provenance(run: Run) -> dict[str, Any]:
