@@ -104,7 +104,7 @@ def test_a_signal_in_a_validation_is_heard_and_the_run_goes_on_as_if_it_had_not_
     assert outcome(run_dir) == whole
 
 
-@pytest.mark.parametrize("step", [4, 6])
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 6])
 def test_a_kill_in_a_validation_costs_the_validation_only(manifest, unseen, whole, tmp_path, step):
     """What is due is saved before; after the last step too, where nothing is left to train."""
     run_dir, mark = tmp_path / "run", tmp_path / "mark"
@@ -122,6 +122,7 @@ def test_a_kill_in_a_validation_costs_the_validation_only(manifest, unseen, whol
     assert (run_dir / "checkpoints" / "hf_best" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_validation_that_is_known_is_not_measured_again(manifest, unseen, whole, tmp_path):
     """The last checkpoint was written before its validation, whose line is there."""
     run_dir, mark = tmp_path / "run", tmp_path / "mark"
@@ -180,6 +181,7 @@ SHAPES = ["validate.benchmarks=[shapes]", "validate.max_samples=5", "validate.ma
 LIMIT = "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, timeout: {_target_: datetime.timedelta, seconds: 12}}"
 
 
+@pytest.mark.slow
 def test_ranks_share_the_questions_and_no_collective_waits_for_the_slowest(manifest, unseen, tmp_path):
     """Longer than the limit of a collective, which is half an hour by default and twelve seconds here."""
     run_dir, alone = tmp_path / "run", tmp_path / "alone"

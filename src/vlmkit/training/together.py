@@ -20,8 +20,8 @@ from vlmkit.processes import ProcessMark, this_process
 from vlmkit.training.jobstore import POLL_SECONDS, JobStore, is_served_by_torchrun
 
 _GRACE_SECONDS = 2.0
-_LINGER_SECONDS = 3.0
-"""How long the rank that serves the store stays after a failure, so that the others can read what it was."""
+_LINGER_SECONDS = 15.0
+"""How long the rank that serves the store stays at most after a failure, so that all others can read what it was."""
 _FINISH_SECONDS = 60.0
 """How long it waits at the end for the others to finish."""
 _FAILED, _HEARD, _WATCHED, _DONE = "failed", "heard", "watched", "done"
@@ -147,6 +147,7 @@ class _Watch(threading.Thread):
                 self.reason = text
                 return
             if not self._is_done(rank) and self.store.claim(_FAILED, text):
+                self.store.count(_HEARD, 1)  # for the one that cannot
                 self._say(text)
                 self._look()
 
