@@ -50,10 +50,11 @@ from vlmkit.training.callbacks.receipt import GradientReceipt
 from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.callbacks.summary import GroupTable
 from vlmkit.training.callbacks.validator import Validator
-from vlmkit.training.flops import FlopCount, count_flops, peak_flops
+from vlmkit.training.flops import FlopCount, count_flops
 from vlmkit.training.jobstore import JobStore
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
+from vlmkit.training.peaks import peak_flops
 from vlmkit.training.proof import probe_losses, prove_collected
 from vlmkit.training.shards import check_whole, gather_model, is_shared, load_weights
 from vlmkit.training.state import (
