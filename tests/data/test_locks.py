@@ -99,7 +99,9 @@ def test_the_lock_of_another_machine_is_never_removed(file_system, tmp_path, mon
     held.write_text(mark.to_text() if content == "another machine's" else "")
     named = "process 41 of node7" if content == "another machine's" else "an unknown process"
     with (
-        pytest.raises(ConfigError, match=rf"{held} is the lock of {named}, .* remove the file and start again"),
+        pytest.raises(
+            ConfigError, match=rf"{held} is the lock of {named}, .* Remove the file if no such process is running"
+        ),
         locked(path),
     ):
         pass

@@ -82,7 +82,7 @@ def _created(path: Path) -> Generator[None]:
         elif time.monotonic() - unchanged_since > _STALE_SECONDS and (has_ended or mark is None or not mark.is_local):
             raise ConfigError(
                 f"data.cache_dir: {path} is the lock of {mark or 'an unknown process'}, which has not renewed it for "
-                f"{_STALE_SECONDS:.0f} seconds. If no such process is running there, remove the file and start again."
+                f"{_STALE_SECONDS:.0f} seconds. Remove the file if no such process is running there, and start again."
             )
         else:
             time.sleep(_POLL_SECONDS)
