@@ -57,7 +57,7 @@ def test_a_medium_that_one_disk_lacks_stops_both_before_the_first_step(disks, tm
     run_dir = tmp_path / "run"
     both = "\n".join(
         forked.run_ranks(
-            "ddp", *settings(disks, run_dir, "data.on_bad_row=skip"), output=tmp_path / "out", first=OwnDisk(disks), status=1
+            "ddp", *settings(disks, run_dir, "data.on_bad_row=skip", "data.max_bad_rows=1"), output=tmp_path / "out", first=OwnDisk(disks), status=1
         )
     )  # fmt: skip
     assert "rank 1 failed: data: rank 1 (" in both
