@@ -94,7 +94,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round of 20 steps; the time is not judged")
     options = parser.parse_args()
+    if options.quick:
+        options.steps, options.rounds = 20, 1
     hush()
     torch.set_num_threads(1)
     over: list[Moment] = []
@@ -115,7 +118,7 @@ def main() -> int:
         f"over the bare loop: {1000 * told.wall:.2f} ms a step, under {MAX_MILLISECONDS:.0f}; in CPU time {1000 * told.cpu:.2f} ms "
         f"(load average {load}){'' if good else '   MISSED'}"
     )
-    return 0 if good else 1
+    return 0 if good or options.quick else 1
 
 
 def middle(moments: Sequence[Moment]) -> Moment:

@@ -454,10 +454,15 @@ def take_up(data: PackedDataModule, freeze: FreezePolicy, state: RunState, check
     data.start_pack, data.start_step = state.consumed_packs, state.step
 
 
+def weights_dtype(precision: str) -> torch.dtype:
+    """The type that weights have under a precision of the Trainer."""
+    return _DTYPES.get(precision, torch.float32)
+
+
 def make_module(run: Run) -> TrainingModule:
     """The LightningModule; the model itself is made when the Trainer asks for it."""
     model, lora = run.config.model, run.lora
-    dtype = _DTYPES.get(str(run.config.trainer.precision), torch.float32)
+    dtype = weights_dtype(str(run.config.trainer.precision))
 
     def packed(made: VLM | Sketch) -> PackedVLM:
         run.made.append(made)
