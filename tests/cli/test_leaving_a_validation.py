@@ -96,6 +96,8 @@ def test_a_signal_in_a_validation_is_heard_and_the_run_goes_on_as_if_it_had_not_
     await_mark(mark, [process])
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
+    process.kill()  # an endless validation would outlive the tests
+    process.join()
     assert process.exitcode == 75, (tmp_path / "out").read_text()
     assert "SIGTERM: saved after step 4" in (tmp_path / "out").read_text()
     assert (run_dir / "checkpoints" / "step-000004.ckpt").is_file()
