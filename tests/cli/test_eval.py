@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.evaluation.real_columns import PLANTED, png, write_hub
-from tests.training.conftest import run, start
+from tests.training.conftest import ranks_below, run, start
 from vlmkit.cli.sharing import find_place
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -93,8 +93,8 @@ def test_two_ranks_equal_one_and_a_killed_rank_ends_all_and_loses_nothing(model,
     while not part.exists() or not part.stat().st_size:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
-    (mark,) = killed.glob(".ranks/*/rank-1")
-    os.kill(int(mark.read_text().split()[1]), signal.SIGKILL)
+    (other,) = ranks_below(process.pid)
+    os.kill(other, signal.SIGKILL)
     dead = time.monotonic()
     output = process.communicate(timeout=60)[0]
     assert time.monotonic() - dead < 15

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training import forked
-from tests.training.conftest import REPOSITORY, environment, lines, run, small, start, write_manifest
+from tests.training.conftest import REPOSITORY, environment, lines, ranks_below, run, small, start, write_manifest
+from tests.training.test_together import free_port
+from vlmkit.training.state import newest_checkpoint
 
 LAUNCH = REPOSITORY / "scripts" / "launch.sh"
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu"]
@@ -146,14 +148,46 @@ def test_torchrun_starts_it_too(manifest, alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_after_a_kill_under_torchrun_with_a_fixed_port(manifest, tmp_path):
+    """The documented command of two machines, on one: the relaunch knows nothing of the launch before."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--node-rank", "0", "--master-addr", "127.0.0.1",
+        "--master-port", str(free_port()), "--nproc-per-node", "2", "-m", "vlmkit.cli.train",
+        *small(manifest, tmp_path, "trainer=ddp", *TWO, "save.every_n_steps=1", "resume_from=auto"),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [*command, "trainer.max_epochs=500"],
+        cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    while not list(tmp_path.glob("checkpoints/step-*.ckpt")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    os.kill(ranks_below(process.pid)[-1], signal.SIGKILL)
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert time.monotonic() - killed < 30
+    assert "exitcode  : -9" in output.split("Root Cause (first observed failure)")[1], "torchrun names the rank"
+    assert not list(tmp_path.glob(".ranks*"))
+    done = newest_checkpoint(tmp_path)
+    assert done is not None
+    again = subprocess.run(
+        [*command, "trainer.max_epochs=500", "trainer.max_steps=2"],
+        cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stdout
+    assert f"resumed from {done}" in again.stdout
+    assert "without a word" not in again.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["child", "first"])
 def test_a_killed_rank_stops_the_other(manifest, tmp_path, victim):
     process = start("train", *small(manifest, tmp_path, "trainer=ddp", *TWO, "trainer.max_epochs=500"))
     while not (tmp_path / "train.jsonl").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    (mark,) = tmp_path.glob(".ranks/*/rank-1")
-    child = int(mark.read_text().split()[1])
+    (child,) = ranks_below(process.pid)
     os.kill(child if victim == "child" else process.pid, signal.SIGKILL)
     killed = time.monotonic()
     output, _ = process.communicate(timeout=60)  # ends once both have closed their output

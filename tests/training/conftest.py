@@ -80,3 +80,17 @@ def small(manifest: Path, run_dir: Path, *more: str) -> list[str]:
 def lines(run_dir: Path) -> list[dict]:
     """train.jsonl."""
     return [json.loads(line) for line in (run_dir / "train.jsonl").read_text().splitlines()]
+
+
+def ranks_below(pid: int) -> list[int]:
+    """Processes that a process has started to run the same vlmkit command."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (place / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parent == pid and any(word.startswith(b"vlmkit.cli.") for word in command):
+            found.append(int(place.name))
+    return sorted(found)

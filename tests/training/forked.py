@@ -14,8 +14,8 @@ from pathlib import Path
 from tests.training.conftest import REPOSITORY
 
 _EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.training.forked_imports"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.training.forked_imports"])
 
 
 def start(
@@ -33,7 +33,7 @@ def start(
         variables: Of its environment, beside those of this process.
     """
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY)])
-    process = _context.Process(target=_main, args=(overrides, str(output), {**os.environ, **(variables or {})}, first))
+    process = context.Process(target=_main, args=(overrides, str(output), {**os.environ, **(variables or {})}, first))
     process.start()
     return process
 
@@ -53,7 +53,7 @@ def start_ranks(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": "2", "VLMKIT_LAUNCH": str(port),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": "2",
     }  # fmt: skip
     more = [f"trainer={trainer}", "trainer.devices=2", "trainer.accelerator=cpu"]
     return [

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import threading
 from itertools import combinations
 
 import pytest
 import torch
 
-from tests.training.conftest import REPOSITORY, environment, write_manifest
+from tests.training.conftest import write_manifest
 from tests.training.gradients import reference_gradients
 from tests.training.two_ranks import start_two
 from vlmkit.conversation import Conversation, ImagePart, TextPart, Turn, VideoPart
@@ -29,7 +26,6 @@ from vlmkit.training.shards import (
     remove_checkpoint,
     shard_rows,
 )
-from vlmkit.training.together import _Watch
 
 STAGE1 = ["vision_encoder", "language_model"]
 SCENARIOS = {
@@ -213,55 +209,3 @@ def test_a_checkpoint_is_removed_whether_file_or_directory(tmp_path):
     for number in (1, 2, 3):
         remove_checkpoint(tmp_path / f"step-00000{number}.ckpt")
     assert not list(tmp_path.iterdir())
-
-
-RANK = """
-import os, signal, sys, time
-from pathlib import Path
-from vlmkit.training.together import together
-rank, how, place = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-with together(run_dir=place, launch="x", rank=rank, num_ranks=2):
-    while len(list((place / ".ranks" / "x").glob("rank-*"))) < 2:
-        time.sleep(0.01)
-    if rank == 1 and how == "raises":
-        raise ValueError("the disk is on fire")
-    if rank == 1 and how == "vanishes":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how != "ends":
-        time.sleep(100)  # as in a collective that waits for rank 1
-"""
-
-
-@pytest.mark.parametrize(
-    ("how", "first", "then"),
-    [
-        ("raises", "rank 1 failed: Traceback", "rank 0 stopped: rank 1 failed: the disk is on fire"),
-        ("vanishes", None, "rank 1 ended without a word"),
-        ("ends", None, None),
-    ],
-)
-def test_a_rank_that_dies_stops_the_others_with_its_error_first(tmp_path, how, first, then):
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), how, str(tmp_path)],
-            env=environment(), cwd=REPOSITORY, text=True, stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    told = [rank.communicate(timeout=60)[1] for rank in ranks]
-    if how == "ends":
-        assert [rank.returncode for rank in ranks] == [0, 0]
-        assert not list(tmp_path.iterdir()), "nothing is left behind"
-        return
-    assert ranks[0].returncode == 1
-    assert then in told[0]
-    assert told[1] == "" if first is None else first in told[1]
-
-
-def test_a_failure_that_is_claimed_and_not_told_yet_is_waited_for(tmp_path):
-    watch = _Watch(tmp_path, 0, "vlmkit-train")
-    watch.failed.touch()
-    writer = threading.Timer(0.4, watch.failed.write_text, ["rank 1 failed: the disk is on fire\nmore"])
-    writer.start()
-    assert watch._reason() == "rank 1 failed: the disk is on fire"
-    writer.join()

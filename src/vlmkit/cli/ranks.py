@@ -1,10 +1,9 @@
-"""Several processes of one run: how they are started from this one, and what names a start."""
+"""Several processes of one run: how they are started from this one, and the store that they share."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -14,8 +13,11 @@ from lightning.pytorch.strategies.launchers.subprocess_script import (
     _SubprocessScriptLauncher,  # pyright: ignore[reportPrivateUsage]  # the place where Lightning starts processes
 )
 
-LAUNCH_VARIABLE = "VLMKIT_LAUNCH"
-"""Names one start of a run, the same for all of its processes."""
+from vlmkit.data.datamodule import PackedDataModule
+from vlmkit.data.digest import DataDigest, find_difference
+from vlmkit.errors import DataError
+from vlmkit.training.jobstore import JobStore, connect_store, single_store
+
 _HANDED_ON = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
@@ -57,6 +59,41 @@ class RankLauncher(_SubprocessScriptLauncher):
                     os.environ[name] = value
 
 
+def await_digest(store: JobStore, key: str) -> DataDigest | None:
+    """What rank 0 has made of the data, once it has; None on rank 0.
+
+    Nobody indexes while rank 0 does: where `data.cache_dir` is on a disk that all see, the others then read its index.
+    Where it is not, one rank of each machine counts the rows of its own copy, which is the only way to know that the
+    media there are the same. The index itself is not sent: what must be equal is compared, in less than a megabyte.
+    """
+    return DataDigest.from_bytes(store.await_long(key)) if store.rank else None
+
+
+def compare_digests(store: JobStore, key: str, data: PackedDataModule, theirs: DataDigest | None) -> None:
+    """Publish rank 0's digest, or compare this rank's with it. No rank joins the group, let alone trains, before it has.
+
+    Args:
+        store: Of the job.
+        key: Of the config, under which the data stands.
+        data: As this rank has planned it.
+        theirs: Rank 0's digest; None on rank 0.
+
+    Raises:
+        DataError: they differ; the message names both.
+    """
+    mine = data.digest()
+    if theirs is None:
+        store.publish_long(key, mine.to_bytes())
+        return
+    names = f"rank {store.rank}", "rank 0"
+    if difference := find_difference(mine, theirs, data.index, names=names):
+        raise DataError(
+            f"{key}: rank {store.rank} ({mine.place}) and rank 0 ({theirs.place}) would train different data: {difference} "
+            "Give all machines the same manifests and media, or put them on a disk that all see.",
+            reason="ranks_differ",
+        )
+
+
 def use_command(trainer: L.Trainer, command: list[str]) -> None:
     """Let a trainer that starts its processes itself start them by a command."""
     strategy = cast(Any, trainer.strategy)
@@ -73,11 +110,11 @@ def part(trainer: L.Trainer) -> None:
             process.wait()
 
 
-def launch_name() -> str:
-    """Names this start of the run: from the launcher's variables, or made here and handed on to the processes we start."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return f"{os.environ['MASTER_PORT']}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if "SLURM_STEP_ID" in os.environ:
-        keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-        return "-".join(os.environ.get(key, "0") for key in keys)
-    return os.environ.setdefault(LAUNCH_VARIABLE, f"{os.getpid()}-{time.time_ns()}")
+def job_store(trainer: L.Trainer) -> JobStore:
+    """The store that the ranks of this launch share. Rank 0 serves it from here on, also to ranks still to be started."""
+    if trainer.world_size == 1:
+        return single_store()
+    environment = cast(Any, trainer.strategy).cluster_environment
+    return connect_store(
+        environment.main_address, environment.main_port, rank=trainer.global_rank, num_ranks=trainer.world_size
+    )

@@ -25,7 +25,7 @@ from vlmkit import __version__
 from vlmkit.batch import Batch
 from vlmkit.cli.checkpoints import exported, locate_model
 from vlmkit.cli.contract import check_allowed, check_assembly, check_contract, check_resumable, run_contract
-from vlmkit.cli.ranks import launch_name, part, use_command
+from vlmkit.cli.ranks import await_digest, compare_digests, job_store, part, use_command
 from vlmkit.cli.telling import end_table, make_loggers, opened
 from vlmkit.cli.validating import held_out_data, make_data, make_validator
 from vlmkit.config import build, chosen_by_user, read_config, run_named_by, save_config, taken_over, this_job
@@ -53,6 +53,7 @@ from vlmkit.training.callbacks.steplog import StepLog
 from vlmkit.training.callbacks.summary import AttentionReport, GroupTable
 from vlmkit.training.callbacks.validator import Validator
 from vlmkit.training.flops import FlopCount, count_flops
+from vlmkit.training.jobstore import JobStore
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
 from vlmkit.training.peaks import peak_flops
@@ -96,6 +97,7 @@ class Run:
     checkpoint: Path | None
     trainer: L.Trainer
     bad_media: BadMedia
+    held_out: PackedDataModule | None = None
     interrupted: str | None = None
     made: list[VLM | Sketch] = field(default_factory=list[VLM | Sketch])
 
@@ -122,11 +124,9 @@ def train(config: DictConfig, run_dir: Path) -> None:
     L.seed_everything(config.seed, verbose=False)
     run = wire(config, run_dir)
     use_command(run.trainer, this_job("train", run_dir))
-    with (
-        together(run_dir=run_dir, launch=launch_name(), rank=run.trainer.global_rank, num_ranks=run.trainer.world_size),
-        told_when_full(run_dir),
-    ):
-        report = fit_and_export(run, started)
+    store = job_store(run.trainer)
+    with together(store), told_when_full(run_dir):
+        report = fit_and_export(run, store, started)
     part(run.trainer)
     if run.interrupted is not None:
         if not run.trainer.is_global_zero:
@@ -136,15 +136,15 @@ def train(config: DictConfig, run_dir: Path) -> None:
         print(report)
 
 
-def fit_and_export(run: Run, started: float) -> str | None:
+def fit_and_export(run: Run, store: JobStore, started: float) -> str | None:
     """Everything that all ranks do; what the first one has to say at the end."""
-    prepare_data(run)
+    prepare_data(run, store)
     first_rank = run.trainer.is_global_zero and not int(os.environ.get("LOCAL_RANK", "0"))
     if first_rank:
         save_config(run.config, run.run_dir)
         print(describe_data(run))
     module = make_module(run)
-    watchers = add_callbacks(run, module)
+    watchers = add_callbacks(run, module, store)
     if run.data.steps(run.trainer.world_size, run.accumulate).packs.size == 0:
         print(f"Nothing is left to train: {run.checkpoint} is at the end of its plan.")
         take_up_end(run, module, watchers)
@@ -427,13 +427,16 @@ def make_lora(node: DictConfig) -> Lora | None:
     return build(OmegaConf.create({"_target_": "vlmkit.model.lora.Lora", **settings}), Lora, "model.lora")
 
 
-def prepare_data(run: Run) -> None:
-    """Count and plan; take up the plan where a resumed run stands.
+def prepare_data(run: Run, store: JobStore) -> None:
+    """Count and plan; take up the plan where a resumed run stands. Rank 0 does so first, and all must come to the same.
 
     Raises:
         CheckpointError: the plan is not the one that the checkpoint was trained on.
+        DataError: this rank's data is not that of rank 0.
     """
+    theirs = await_digest(store, "data")
     run.data.prepare(
+        settled=theirs.index if theirs else None,
         processor=run.processor,
         num_epochs=run.config.trainer.max_epochs,
         max_packs=most_packs(run.config.trainer.max_steps, run.state, run.trainer.world_size * run.accumulate),
@@ -441,6 +444,11 @@ def prepare_data(run: Run) -> None:
     )
     if run.state is not None:
         take_up(run.data, run.freeze, run.state, run.checkpoint)
+    compare_digests(store, "data", run.data, theirs)
+    theirs = await_digest(store, "data.validation") if isinstance(run.config.data.get("validation"), str) else None
+    run.held_out = held_out_data(run.config, run.data, run.processor, settled=theirs.index if theirs else None)
+    if run.held_out is not None and run.held_out is not run.data:
+        compare_digests(store, "data.validation", run.held_out, theirs)
 
 
 def most_packs(max_steps: int | None, state: RunState | None, packs_per_step: int) -> int | None:
@@ -548,7 +556,7 @@ class Watchers:
     attention: AttentionReport
 
 
-def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
+def add_callbacks(run: Run, module: TrainingModule, store: JobStore) -> Watchers:
     """Give the Trainer its observers: those of the config, and guard, log, checkpoints and group table."""
     save, log, data = run.config.save, run.config.log, run.data
     contract = run_contract(run.config, precision=str(run.trainer.precision))
@@ -618,18 +626,20 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         module=module,
         processor=run.processor,
         data=data,
-        held_out=held_out_data(run.config, data, run.processor),
-        save=checkpointer.save,
+        held_out=run.held_out,
+        store=store,
+        checkpointer=checkpointer,
         paused=leave_out,
     )
     ours = [one for one in configured if type(one).__module__.startswith("vlmkit.")]
     others = [one for one in configured if one not in ours]
     check_monitors(others, validator)
     # The guard stands first: a strange loss is told before its gradients are. The log stands before the checkpointer:
-    # when a checkpoint is there, so is its line. Callbacks that are not ours find both logged.
+    # when a checkpoint is there, so is its line. Callbacks that are not ours find both logged. The validator comes behind
+    # the checkpointer: what it might lose is on the disk by then.
     attention = AttentionReport()
     observers = [GroupTable(), attention, guard, *ours, run.bad_media, step_log, *others]
-    cast(Any, run.trainer).callbacks.extend([*observers, *([validator] if validator else []), checkpointer])
+    cast(Any, run.trainer).callbacks.extend([*observers, checkpointer, *([validator] if validator else [])])
     if save.export_every_n_steps:  # last, so that an export is younger than the checkpoint of its step
         exporter = Exporter(
             run_dir=run.run_dir,
@@ -690,6 +700,8 @@ def take_up_end(run: Run, module: TrainingModule, watchers: Watchers) -> None:
         if (state := content["callbacks"].get(one.state_key)) is not None:
             one.load_state_dict(state)
     watchers.log.take_up()
+    if watchers.validator is not None and run.state is not None:
+        watchers.validator.take_up_end(run.trainer, module, run.state.step)
 
 
 def provenance(run: Run) -> dict[str, Any]:

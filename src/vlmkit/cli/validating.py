@@ -15,10 +15,16 @@ from vlmkit.config import benchmark_nodes, build
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.errors import ConfigError
 from vlmkit.processing.processor import Processor
-from vlmkit.training.callbacks.validator import LOSS, Measures, Validator
+from vlmkit.training.callbacks.checkpointer import Checkpointer
+from vlmkit.training.callbacks.validator import LOSS, Measure, Measures, ValidationInterrupted, Validator
+from vlmkit.training.jobstore import JobStore
+from vlmkit.training.ranks import gather, num_ranks, rank
 
 if TYPE_CHECKING:
     from vlmkit.training.module import TrainingModule
+
+_LEAVE = "leave"
+"""Key of the job's store: some rank has been asked to leave during a validation."""
 
 
 def make_data(node: DictConfig) -> PackedDataModule:
@@ -34,8 +40,16 @@ def make_data(node: DictConfig) -> PackedDataModule:
     return data
 
 
-def held_out_data(config: DictConfig, data: PackedDataModule, processor: Processor) -> PackedDataModule | None:
+def held_out_data(
+    config: DictConfig, data: PackedDataModule, processor: Processor, *, settled: str | None = None
+) -> PackedDataModule | None:
     """What validation reads: the rows that `data` holds out, or those of a manifest; None where nothing is.
+
+    Args:
+        config: Of the run.
+        data: What is trained on.
+        processor: What rows are encoded with.
+        settled: See `build_index`.
 
     Raises:
         ConfigError: a manifest beside data that has no `sources`.
@@ -50,7 +64,7 @@ def held_out_data(config: DictConfig, data: PackedDataModule, processor: Process
         raise ConfigError("data.validation: a manifest needs data=llava; here a share can be held out, such as 0.1.")
     other = build(_without_validation(config.data, sources=[wanted], limit=None), PackedDataModule, "data")
     other.order, other.heaviest_first = "sequential", False
-    other.prepare(processor=processor, num_epochs=1, max_packs=None, require_media=False)
+    other.prepare(processor=processor, num_epochs=1, max_packs=None, require_media=False, settled=settled)
     other.held_out_plan = other.plan
     return other
 
@@ -64,7 +78,8 @@ def make_validator(
     processor: Processor,
     data: PackedDataModule,
     held_out: PackedDataModule | None,
-    save: Callable[[L.Trainer], object],
+    store: JobStore,
+    checkpointer: Checkpointer,
     paused: Callable[[float], None],
 ) -> Validator | None:
     """The callback that validates; None where there is nothing to measure.
@@ -78,7 +93,15 @@ def make_validator(
             "validate.benchmarks: no rank of trainer=fsdp holds the whole model, so none can answer. Use data.validation here, and "
             "vlmkit-eval on the exported model."
         )
-    benchmarks = _benchmarks(config, run_dir, module, processor)
+
+    def heed() -> None:
+        """Between two batches of answers: a signal to any rank ends them on all."""
+        if checkpointer.is_signalled():
+            store.publish(_LEAVE, "")
+        if store.has(_LEAVE):
+            raise ValidationInterrupted
+
+    benchmarks = _benchmarks(config, run_dir, module, processor, heed)
     known = [*([LOSS] if held_out is not None else []), *(benchmarks.metrics if benchmarks is not None else [])]
     if config.save.best is not None and config.save.best not in known:
         raise ConfigError(
@@ -93,10 +116,10 @@ def make_validator(
     def measures() -> Measures:
         loader = None
         if held_out is not None:
-            loader = held_out.held_out_loader(num_ranks=trainer.world_size, rank=trainer.global_rank)
-        others: list[Callable[[int], dict[str, float]]] = [benchmarks] if benchmarks is not None else []
+            loader = held_out.held_out_loader(num_ranks=num_ranks(), rank=rank())
+        others: list[Measure] = [benchmarks] if benchmarks is not None else []
         if held_out is not None and config.validate.samples and not sharded:
-            others.append(_previews(config, run_dir, trainer, module, processor, held_out))
+            others.append(_previews(config, run_dir, trainer, module, processor, held_out, heed))
         index = held_out.index if held_out is not None else data.index
         return Measures(loader=loader, others=others, where=lambda row: str(index.origin(row)))
 
@@ -106,18 +129,25 @@ def make_validator(
         measures=measures,
         best=config.save.best,
         stop_after=config.validate.stop_after,
-        save=save,
+        save=checkpointer.save,
+        leave=checkpointer.leave,
+        is_signalled=checkpointer.is_signalled,
+        is_left=lambda: checkpointer.stopped_by is not None,
+        meet=store.meet,
         paused=paused,
         metrics=known,
     )
 
 
-def _benchmarks(config: DictConfig, run_dir: Path, module: TrainingModule, processor: Processor) -> Any:
+def _benchmarks(
+    config: DictConfig, run_dir: Path, module: TrainingModule, processor: Processor, heed: Callable[[], None]
+) -> Any:
     nodes = benchmark_nodes(config.validate.benchmarks)
     if not nodes:
         return None
     from vlmkit.evaluation.benchmark import Benchmark
     from vlmkit.evaluation.callback import LiveBenchmarks
+    from vlmkit.evaluation.parts import Share
     from vlmkit.evaluation.runner import RunSettings
     from vlmkit.generation.backend import GenerationParams
     from vlmkit.generation.live import LiveBackend
@@ -137,8 +167,10 @@ def _benchmarks(config: DictConfig, run_dir: Path, module: TrainingModule, proce
     )
     return LiveBenchmarks(
         benchmarks=made,
-        make_backend=lambda step: LiveBackend(model=module.packed.hf, processor=processor, step=step),
+        make_backend=lambda step: LiveBackend(model=module.packed.hf, processor=processor, step=step, heed=heed),
         settings=settings,
+        share=lambda: Share(rank=rank(), num_ranks=num_ranks()),
+        gather=gather,
     )
 
 
@@ -149,7 +181,8 @@ def _previews(
     module: TrainingModule,
     processor: Processor,
     held_out: PackedDataModule,
-) -> Callable[[int], dict[str, float]]:
+    heed: Callable[[], None],
+) -> Measure:
     from vlmkit.generation.backend import GenerationParams
     from vlmkit.generation.live import LiveBackend
     from vlmkit.training.previews import Previews
@@ -158,7 +191,7 @@ def _previews(
     rows = held_out.held_out_plan.rows[: config.validate.samples].tolist()
     return Previews(
         conversations=[held_out.index.conversation(row) for row in rows],
-        make_backend=lambda step: LiveBackend(model=module.packed.hf, processor=processor, step=step),
+        make_backend=lambda step: LiveBackend(model=module.packed.hf, processor=processor, step=step, heed=heed),
         directory=run_dir / "validation",
         params=GenerationParams(max_new_tokens=config.validate.max_new_tokens, batch_size=config.validate.batch_size),
         loggers=trainer.loggers,

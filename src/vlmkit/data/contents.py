@@ -1,12 +1,9 @@
-"""What a file holds, as a hash that is remembered; and one writer at a time."""
+"""What a file holds, as a hash that is remembered."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +35,3 @@ def content_hash(path: Path, cache_dir: Path) -> str:
     if time.time() - max(stat.st_mtime, stat.st_ctime) > _MEMO_SECONDS:  # a file just written may change within a tick
         write_aside(memo, json.dumps(known | {place: {"identity": identity, "hash": found}}).encode())
     return found
-
-
-@contextmanager
-def locked(path: Path) -> Generator[None]:
-    """Let one process at a time make the file; the others wait and then find it."""
-    with open(path.with_suffix(".lock"), "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -16,6 +16,7 @@ import torch
 from vlmkit.batch import Batch, MaskedRow
 from vlmkit.data.dataset import OnBadMedia, PackDataset, PlanLoader, SlotSampler, to_device
 from vlmkit.data.dealing import Slot, Steps, deal
+from vlmkit.data.digest import DataDigest, digest_data
 from vlmkit.data.holding_out import hold_out
 from vlmkit.data.index import Index
 from vlmkit.data.indexing import build_index
@@ -168,6 +169,7 @@ class PackedDataModule(L.LightningDataModule):
         num_epochs: int | None,
         max_packs: int | None,
         require_media: bool,
+        settled: str | None = None,
     ) -> None:
         """Count the rows and plan the packs, before anything is trained.
 
@@ -176,21 +178,23 @@ class PackedDataModule(L.LightningDataModule):
             num_epochs: Passes over the data; None: as many as `max_packs` asks for.
             max_packs: Most packs.
             require_media: Leave text-only rows out (they train nothing where only the merger learns), counted.
+            settled: See `build_index`.
 
         Raises:
             DataError: a bad or over-long row where that is an error, or no row is left.
             ConfigError: a row that no pack can hold, or a plan without rows or end.
         """
-        self.count(processor)
+        self.count(processor, settled=settled)
         self.judge_rows(require_media=require_media)
         self.plan_packs(num_epochs=num_epochs, max_packs=max_packs)
 
-    def count(self, processor: Processor, *, limit_each: int | None = None) -> None:
+    def count(self, processor: Processor, *, limit_each: int | None = None, settled: str | None = None) -> None:
         """Count the rows, or take the counts from the cache.
 
         Args:
             processor: What rows are encoded with; its pixel limits are this data's.
             limit_each: Only the first so many rows of each source.
+            settled: See `build_index`.
 
         Raises:
             DataError: a manifest that is empty or broken as a whole.
@@ -204,6 +208,7 @@ class PackedDataModule(L.LightningDataModule):
             limit_each=limit_each,
             allow_absolute_paths=self.allow_absolute_paths,
             num_processes=self.num_workers,
+            settled=settled,
         )
 
     def judge_rows(self, *, require_media: bool) -> None:
@@ -331,6 +336,16 @@ class PackedDataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Tensors to the device, nothing waits; the lists of host integers, which Lightning would walk through, stay."""
         return to_device(batch, device)
+
+    def digest(self) -> DataDigest:
+        """What other ranks must have made of the data as well."""
+        return digest_data(
+            self.judgement,
+            [self.plan] if self.held_out_plan is None else [self.plan, self.held_out_plan],
+            processor=self.processor.fingerprint,
+            cache_dir=self.cache_dir,
+            start=(self.start_step, self.start_pack),
+        )
 
     def pack_dataset(self) -> PackDataset:
         """What encodes the judged rows."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from vlmkit.conversation import Conversation
@@ -99,6 +100,14 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.verdict)
+
+    @property
+    def digest(self) -> str:
+        """Hash of all columns and reasons: two indexes of one digest hold the same."""
+        hasher = xxhash.xxh3_128("\0".join(self.reasons).encode())
+        for name in COLUMNS:
+            hasher.update(np.ascontiguousarray(getattr(self, name)).data)
+        return hasher.hexdigest()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Travel to a worker as a path: it maps the same file."""

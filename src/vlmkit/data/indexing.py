@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vlmkit.data.columns import Columns, ColumnsWriter, UnusableFile, open_columns
-from vlmkit.data.contents import content_hash, locked
+from vlmkit.data.contents import content_hash
 from vlmkit.data.index import COLUMNS, OK, SCHEMA, Fault, Index
+from vlmkit.data.locks import locked
 from vlmkit.data.manifest import Source
 from vlmkit.data.measuring import (
     MIN_ROWS_PER_PROCESS,
@@ -55,6 +56,7 @@ def build_index(
     limit_each: int | None = None,
     allow_absolute_paths: bool = False,
     num_processes: int = 0,
+    settled: str | None = None,
 ) -> Index:
     """Count every row of the sources, or take the counts from the cache if nothing they depend on has changed.
 
@@ -68,6 +70,7 @@ def build_index(
         limit_each: Only the first so many rows of each source.
         allow_absolute_paths: Whether media may lie outside the roots.
         num_processes: Processes to count with, where there are rows enough for them.
+        settled: Digest of the index that rank 0 has just opened: if the cache holds that one, it is taken as it is.
 
     Raises:
         DataError: a manifest that is empty or broken as a whole (`empty_file`, `bad_json`). Single bad rows raise
@@ -102,6 +105,8 @@ def build_index(
                 _log.warning("The index %s cannot be used: %s. It is built anew.", path, error)
             builder.build()
             return opened()
+        if settled is not None and index.digest == settled:
+            return index
         return opened() if builder.look_again(index) else index
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from vlmkit.conversation import Conversation
 from vlmkit.data.columns import ColumnsWriter, UnusableFile, open_columns
-from vlmkit.data.contents import locked
 from vlmkit.data.index import Index
+from vlmkit.data.locks import locked
 from vlmkit.data.manifest import Source, decode_row, processors_of
 from vlmkit.data.measuring import MIN_ROWS_PER_PROCESS, Block, Outcome, cut_blocks, measure_blocks
 from vlmkit.errors import DataError, Origin

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, cast
 import orjson
 
 from vlmkit.data.columns import write_aside, written_aside
-from vlmkit.data.contents import content_hash, locked
+from vlmkit.data.contents import content_hash
+from vlmkit.data.locks import locked
 from vlmkit.data.manifest import is_remote
 from vlmkit.errors import DataError, Origin
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,9 +23,11 @@ class LiveBackend(HFBackend):
         model: A stock model, whole on this process.
         processor: What it is trained with.
         step: Optimiser steps it has seen; stands in the records instead of a hash of its weights.
+        heed: Called before each batch of answers; raises where there are to be no more.
     """
 
-    def __init__(self, *, model: Any, processor: Processor, step: int) -> None:
+    def __init__(self, *, model: Any, processor: Processor, step: int, heed: Callable[[], None] = lambda: None) -> None:
+        self.heed = heed
         self.dtype = str(model.dtype)
         self.step = step
         self._take(model, processor, _WORKERS)
@@ -39,6 +41,7 @@ class LiveBackend(HFBackend):
         """As `HFBackend`; in the precision of the weights, and not compiled: each step has a shape of its own."""
         answers = super().stream(conversations, params)
         while True:
+            self.heed()
             with torch.autocast(self.device.type, enabled=False), torch.compiler.set_stance("force_eager"):
                 told = next(answers, None)
             if told is None:

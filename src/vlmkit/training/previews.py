@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vlmkit.conversation import Conversation, ImagePart, TextPart
 from vlmkit.generation.backend import GenerationBackend, GenerationParams
 from vlmkit.processing.media import load_image
+from vlmkit.training.ranks import rank
 
 _SIDE, _TEXT_SIZE, _COLUMNS, _MARGIN = 448, 16, 52, 8
 
@@ -43,8 +44,10 @@ class Previews:
         self.params = params
         self.loggers = loggers
 
-    def __call__(self, step: int) -> dict[str, float]:
-        """Draw the pictures; no figures."""
+    def answer(self, step: int) -> None:
+        """Ask and draw, on rank 0."""
+        if rank():
+            return
         answers = self.make_backend(step).generate([question for question, _ in self.asked], self.params)
         place = self.directory / f"step-{step:06d}"
         place.mkdir(parents=True, exist_ok=True)
@@ -53,6 +56,9 @@ class Previews:
             picture.save(place / f"sample-{number}.png")
             for logger in self.loggers:
                 show(logger, f"val/sample-{number}", picture, step)
+
+    def figures(self, step: int) -> dict[str, float]:
+        """None: pictures only."""
         return {}
 
 

@@ -16,6 +16,11 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process among them."""
+    return dist.get_rank() if num_ranks() > 1 else 0
+
+
 def gather(value: T) -> list[T]:
     """The value of every rank, by rank, on every rank; all must call."""
     if num_ranks() == 1:
@@ -44,6 +49,11 @@ class Agreement:
         flags = torch.tensor(wishes, dtype=torch.int32)
         self._sent = flags, dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         return heard
+
+    def agree(self, wish: bool) -> bool:
+        """Whether any rank has sent this wish, now or with the last exchange; waits for all. Every rank must call."""
+        heard = self.exchange([wish])[0]
+        return self._heard(1)[0] or heard
 
     def close(self) -> None:
         """Hear what is still under way."""

@@ -110,12 +110,21 @@ class Checkpointer(Callback):
         self.step = trainer.global_step
         leave, timely = self.agreement.exchange([self._signal is not None, trainer.is_global_zero and self._is_time()])
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if last or leave or timely or (self.every_n_steps and self.step % self.every_n_steps == 0):
-            self.save(trainer)
         if leave:
-            numbers = gather(self._signal)
-            self.stopped_by = signal.Signals(next(number for number in numbers if number is not None)).name
-            trainer.should_stop = True
+            self.leave(trainer)
+        elif last or timely or (self.every_n_steps and self.step % self.every_n_steps == 0):
+            self.save(trainer)
+
+    def is_signalled(self) -> bool:
+        """Whether this process has been asked to save and leave."""
+        return self._signal is not None
+
+    def leave(self, trainer: L.Trainer) -> None:
+        """Save and end the training since some rank has been asked to; every rank must call."""
+        self.save(trainer)
+        numbers = gather(self._signal)
+        self.stopped_by = signal.Signals(next(number for number in numbers if number is not None)).name
+        trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hear the last wish; from here on SIGTERM ends the process, and there is nothing to lose."""
