@@ -19,6 +19,7 @@ from vlmkit.cli.checks import Checked
 from vlmkit.cli.findings import Report, Section
 from vlmkit.cli.training import (
     check_numbers,
+    compare_settings,
     make_trainer,
     model_source,
     refuse_occupied,
@@ -87,6 +88,8 @@ def config_section(checked: Checked) -> Section:
     with section.guarded():
         if config.resume_from and (found := find_checkpoint(str(config.resume_from), checked.run_dir)):
             checked.state, checked.checkpoint = read_state(found), found
+            if checked.trainer is not None:
+                compare_settings(config, checked.trainer, checked.state, found)
     with section.guarded():
         refuse_occupied(checked.run_dir, checked.checkpoint)
     with section.guarded():

@@ -171,7 +171,12 @@ def make_optimizer(groups: list[Group], plan: OptimizerPlan, *, masters: list[li
     make = plan.optimizer or adamw
     if plan.fp32_masters and any(p.dtype in NARROW for p in parameters):
         return MasterOptimizer(settings, make, masters=masters)
-    return make(settings)
+    optimizer = make(settings)
+    # A fused optimiser says that it can unscale gradients by itself, and Lightning (2.6) then refuses to clip under any mixed
+    # precision, bf16-mixed included, which scales nothing. Without the mark gradients are unscaled before they are clipped.
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]  # of fused ones
+    return optimizer
 
 
 def still_twin(optimizer: Optimizer, groups: list[Group], plan: OptimizerPlan) -> Optimizer:
@@ -192,6 +197,20 @@ def still_twin(optimizer: Optimizer, groups: list[Group], plan: OptimizerPlan) -
 def make_schedule(optimizer: torch.optim.Optimizer, plan: OptimizerPlan, *, num_steps: int) -> LambdaLR:
     """The schedule over a run of `num_steps` optimiser steps, to be advanced once a step."""
     return LambdaLR(optimizer, lr_factor(plan, num_steps=num_steps))
+
+
+def apply_settings(optimizer: Optimizer, schedule: LambdaLR, settings: list[dict[str, Any]]) -> None:
+    """Give the groups of an optimiser whose state was restored other settings, its rate where the schedule stands now.
+
+    Args:
+        optimizer: Its moments stay.
+        schedule: Of its rates, restored as well.
+        settings: Of each group as it was made, with `initial_lr`, the rate at the top of the schedule.
+    """
+    step = schedule.last_epoch
+    schedule.base_lrs = [group["initial_lr"] for group in settings]
+    for group, made, factor in zip(optimizer.param_groups, settings, schedule.lr_lambdas, strict=True):
+        group.update({**made, "lr": made["initial_lr"] * factor(step)})
 
 
 def lr_factor(plan: OptimizerPlan, *, num_steps: int) -> Callable[[int], float]:
