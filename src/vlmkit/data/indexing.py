@@ -118,7 +118,7 @@ def bad_rows(index: Index, processor: Processor) -> Iterator[Fault]:
         processor: What they were counted with.
     """
     meter = RowMeter(index.sources, processor, allow_absolute_paths=index.allow_absolute_paths)
-    for block, rows in _blocks_of(index, np.flatnonzero(index.verdict != OK)):
+    for block, rows in zip(*_blocks_of(index, np.flatnonzero(index.verdict != OK)), strict=True):
         for fault in meter.measure_block(block).faults:
             yield Fault(row=int(rows[fault.place]), reason=fault.reason, finding=fault.finding)
 
