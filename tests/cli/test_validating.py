@@ -199,3 +199,24 @@ def test_a_share_is_counted_in_the_report(manifest, tmp_path):
 )
 def test_settings_that_cannot_work_are_refused(manifest, tmp_path, override, message):
     assert message in forked.run(*small(manifest, tmp_path / "run", override), output=tmp_path / "out", status=1)
+
+
+def test_held_out_rows_with_unreadable_media_are_masked_named_and_bounded(manifest, tmp_path):
+    unseen = write_manifest(tmp_path, 5)
+    for number in (1, 3):  # headers that are sound, and pixels that are not
+        image = tmp_path / f"{number}.png"
+        image.write_bytes(image.read_bytes()[:200])
+    settings = ["data.on_bad_media=mask", "trainer.max_steps=2", "validate.every_n_steps=1"]
+    settings += [f"data.validation={unseen}", "data.max_bad_media=2"]
+    forked.run(*small(manifest, tmp_path / "run", *settings), output=tmp_path / "out")
+    for line in told(tmp_path / "run"):
+        assert [entry["where"] for entry in line["masked"]] == [f"{unseen}:2", f"{unseen}:4"]
+        assert all(entry["reason"] == "unreadable_media" for entry in line["masked"])
+    losses = (tmp_path / "run" / "validation" / "step-000002" / "held_out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in losses] == [f"{unseen}:{row}" for row in (1, 3, 5)]
+    output = (tmp_path / "out").read_text()
+    assert output.count(f"{unseen}:2: held out, masked: image ") == 1, "once, though validated twice"
+    forked.run(*small(manifest, tmp_path / "few", *settings, "data.max_bad_media=1"), output=tmp_path / "out", status=1)
+    output = (tmp_path / "out").read_text()
+    assert "The media of 2 held-out rows cannot be read, more than data.max_bad_media=1. The first: " in output
+    assert f"{unseen}:2: image " in output

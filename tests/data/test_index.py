@@ -26,6 +26,7 @@ from vlmkit.errors import ConfigError, DataError
 from vlmkit.processing.encode import encode_example
 from vlmkit.processing.media import PixelBudget
 from vlmkit.processing.processor import Processor, load_processor
+from vlmkit.processing.video import VideoReading
 
 MakeSource = Callable[..., Source]
 COUNTS = ("num_tokens", "num_supervised_tokens", "num_patches", "num_media")
@@ -431,3 +432,76 @@ def test_the_file_is_what_the_contract_says(
         name: np.dtype(dtype).str for name, dtype in COLUMNS.items()
     }
     assert extra["contents"] == list(index.contents)
+
+
+def test_a_replaced_image_is_counted_again(
+    corpus: Any, processor: Processor, source: MakeSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [corpus.rows["text"], corpus.rows["image"], corpus.rows["video"], corpus.rows["three_images"]]
+    cache, path = tmp_path / "cache", corpus.write(rows)
+    before = build_index([source(path)], processor, cache_dir=cache)
+    written = before.path.stat().st_mtime_ns
+    assert build_index([source(path)], processor, cache_dir=cache).path.stat().st_mtime_ns == written
+    assert "have changed" not in caplog.text
+    corpus.draw("tall.png", 130, 50)  # as large, and turned
+    corpus.draw("wide.png", 160, 160)
+    after = build_index([source(path)], processor, cache_dir=cache)
+    assert after.key == before.key
+    assert "Media of 2 rows have changed since they were counted" in caplog.text
+    assert f"The first: {path}:2" in caplog.text
+    assert after.num_tokens[[0, 2]].tolist() == before.num_tokens[[0, 2]].tolist()
+    for row in range(4):
+        assert after.num_tokens[row] == len(
+            encode_example(after.conversation(row), processor, pixels="uint8")["input_ids"]
+        )
+    assert after.num_patches[1] > before.num_patches[1]
+    caplog.clear()
+    build_index([source(path)], processor, cache_dir=cache)
+    assert "have changed" not in caplog.text
+
+
+def test_time_or_size_alone_says_that_a_medium_changed(
+    corpus: Any, processor: Processor, source: MakeSource, tmp_path: Path
+) -> None:
+    path, image = corpus.write([corpus.rows["image"]]), corpus.root / "wide.png"
+
+    def stamp() -> int:
+        return int(build_index([source(path)], processor, cache_dir=tmp_path / "cache").media_stamp[0])
+
+    first, times = stamp(), (image.stat().st_atime_ns, image.stat().st_mtime_ns)
+    os.utime(image, ns=(times[0], times[1] + 1_000_000))
+    later = stamp()
+    image.write_bytes(image.read_bytes() + b"more")
+    os.utime(image, ns=(times[0], times[1] + 1_000_000))
+    longer = stamp()
+    image.unlink()
+    assert len({first, later, longer}) == 3
+    gone = build_index([source(path)], processor, cache_dir=tmp_path / "cache")
+    assert gone.counts_by_reason() == {"missing_media": 1}
+    assert gone.num_tokens.tolist() == [0]
+
+
+def test_one_changed_frame_of_a_video_counts(
+    corpus: Any, processor: Processor, source: MakeSource, tmp_path: Path
+) -> None:
+    path = corpus.write([corpus.rows["video"]])
+    build_index([source(path)], processor, cache_dir=tmp_path / "cache")
+    corpus.draw("frames/2.png", 64, 96)
+    index = build_index([source(path)], processor, cache_dir=tmp_path / "cache")
+    assert index.counts_by_reason() == {"frame_sizes": 1}
+
+
+def test_the_reader_of_videos_is_part_of_the_key(
+    corpus: Any, processor: Processor, source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = corpus.write([corpus.rows["text"]])
+    keys = set[str]()
+    for reader in ("decord", "pyav"):
+        monkeypatch.setattr(processor, "reading", VideoReading(reader=reader))
+        keys.add(build_index([source(path)], processor, cache_dir=tmp_path / "cache").key)
+    monkeypatch.setattr(processor, "reading", VideoReading(reader="auto"))  # which is decord here
+    keys.add(build_index([source(path)], processor, cache_dir=tmp_path / "cache").key)
+    assert len(keys) == 2
+    monkeypatch.setattr("vlmkit.processing.video.choose_reader", lambda name: 1 / 0)
+    monkeypatch.setattr(VideoReading, "chosen", "none")  # no library at all: images are counted nevertheless
+    assert build_index([source(path)], processor, cache_dir=tmp_path / "cache").key not in keys

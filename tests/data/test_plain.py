@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import http.server
 import json
 import logging
+import os
+import threading
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +132,45 @@ def test_remote_manifests_need_a_root_and_must_be_there(tmp_path: Path) -> None:
         plain_manifest(found.path, tmp_path)
     with pytest.raises(DataError, match="nosuch://x/rows.jsonl:1: the manifest cannot be read"):
         plain_manifest("nosuch://x/rows.jsonl", tmp_path)
+
+
+class Served(http.server.SimpleHTTPRequestHandler):
+    """Serves a directory; `headers` say what the server tells of a file beside its length."""
+
+    tells: str = ""
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword.lower() != "last-modified" or self.tells == "Last-Modified":
+            super().send_header(keyword, value)
+
+    def end_headers(self) -> None:
+        if self.tells == "ETag":
+            content = Path(self.translate_path(self.path)).read_bytes()
+            super().send_header("ETag", f'"{zlib.crc32(content)}"')
+        super().end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("tells", ["ETag", "Last-Modified", "length alone"])
+def test_a_manifest_behind_http_is_fetched_again_when_it_changes(tells: str, tmp_path: Path) -> None:
+    file = tmp_path / "www" / "rows.jsonl"
+    file.parent.mkdir()
+    (tmp_path / "cache").mkdir()
+    file.write_text("one\n")
+    handler = type("Handler", (Served,), {"tells": tells})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(file.parent)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/rows.jsonl"
+    try:
+        first = plain_manifest(url, tmp_path / "cache")
+        assert first.read_text() == "one\n"
+        assert plain_manifest(url, tmp_path / "cache") == first
+        file.write_text("more\n" if tells == "length alone" else "two\n")
+        dated = file.stat().st_mtime + 60
+        os.utime(file, (dated, dated))
+        assert plain_manifest(url, tmp_path / "cache").read_text() == file.read_text()
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -40,8 +40,8 @@ def test_an_image_that_changed_after_the_count_is_told_with_its_size_and_both_nu
     with pytest.raises(DataError) as caught:
         dataset[slot]
     assert str(caught.value) == (
-        f"{path}:2: has {grown} tokens now and had {counted} when it was counted: one of its media has changed, or "
-        f"data.video_reader reads one otherwise. They are now: {corpus.root}/wide.png at 320 x 320 pixels, 100 tokens. Start the run anew, so that it is counted again."
+        f"{path}:2: has {grown} tokens now and had {counted} when it was counted: one of its media has changed since. They are "
+        f"now: {corpus.root}/wide.png at 320 x 320 pixels, 100 tokens. Start the run again: it counts changed media again."
     )
 
 

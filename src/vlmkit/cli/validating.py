@@ -121,7 +121,8 @@ def make_validator(
         if held_out is not None and config.validate.samples and not sharded:
             others.append(_previews(config, run_dir, trainer, module, processor, held_out, heed))
         index = held_out.index if held_out is not None else data.index
-        return Measures(loader=loader, others=others, where=lambda row: str(index.origin(row)))
+        most = held_out.max_bad_media if held_out is not None else None
+        return Measures(loader=loader, others=others, where=lambda row: str(index.origin(row)), max_bad_media=most)
 
     return Validator(
         run_dir=run_dir,

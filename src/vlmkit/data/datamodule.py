@@ -305,7 +305,7 @@ class PackedDataModule(L.LightningDataModule):
         if workers:
             start_server()
         return PlanLoader(
-            PackDataset(index=self.index, processor=self.processor, pixels=self.pixels, fits=self.judgement.fits),
+            self.pack_dataset(),
             sampler=SlotSampler(slots, num_done=0),
             batch_size=None,
             num_workers=workers,

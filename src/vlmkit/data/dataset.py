@@ -107,9 +107,8 @@ class PackDataset(Dataset[Batch]):
         found = len(sample["input_ids"])
         if found != counted:
             raise DataError(
-                f"has {found} tokens now and had {counted} when it was counted: one of its media has changed, or "
-                f"data.video_reader reads one otherwise. They are now: {_told_media(conversation, sample, processor)}. Start "
-                "the run anew, so that it is counted again.",
+                f"has {found} tokens now and had {counted} when it was counted: one of its media has changed since. They are "
+                f"now: {_told_media(conversation, sample, processor)}. Start the run again: it counts changed media again.",
                 reason="changed_media",
                 origin=self.index.origin(row),
             )

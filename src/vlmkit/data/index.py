@@ -5,8 +5,9 @@ headers of its media; no pixel is decoded. Both end in files of mapped columns u
 they depend on: contents of the manifests, media roots, processor, first rows only. Rows are read by offset afterwards,
 so no process ever holds a manifest.
 
-Media are not part of the key. Rows that failed on a medium are looked at again whenever the index is opened; a medium
-that changed after it was counted is noticed when its row is loaded, since the counts no longer agree.
+Media are not part of the key. Each row carries a stamp of the sizes and modification times of its media; whenever the
+index is opened, rows whose stamp has changed and rows that failed on a medium are counted again. A medium that changes
+later is noticed when its row is loaded, since the counts no longer agree.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ COLUMNS = {
     "num_patches": "<i4",
     "num_media": "<i4",
     "verdict": "u1",
+    "media_stamp": "<u8",
 }
 """Columns of the file, and their types."""
 
@@ -71,6 +73,7 @@ class Index:
         source, offset, length: Which manifest each row is in, where it begins, and its bytes.
         num_tokens, num_supervised_tokens, num_patches, num_media: What it costs; 0 where it cannot be used.
         verdict: `OK`, or one more than the place of the reason in `reasons`.
+        media_stamp: Hash of the sizes and modification times of the row's media; 0 where it has none.
         reasons: Words of `DataError.reason`.
         media_reasons: Those among `reasons` that were found on a medium rather than in the row.
         faults: The first few of each reason, by row.
@@ -94,6 +97,7 @@ class Index:
         self.num_patches: NDArray[np.int32] = columns["num_patches"]
         self.num_media: NDArray[np.int32] = columns["num_media"]
         self.verdict: NDArray[np.uint8] = columns["verdict"]
+        self.media_stamp: NDArray[np.uint64] = columns["media_stamp"]
         self._starts: list[int] = np.searchsorted(self.source, np.arange(len(self.sources))).tolist()
         self._files: dict[int, int] = {}
         weakref.finalize(self, _close_all, self._files)

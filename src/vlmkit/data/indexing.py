@@ -25,8 +25,10 @@ from vlmkit.data.locks import locked
 from vlmkit.data.manifest import Source
 from vlmkit.data.measuring import (
     MIN_ROWS_PER_PROCESS,
+    ROWS_PER_BLOCK,
     Block,
     BlockFault,
+    MediaStamper,
     Outcome,
     RowMeter,
     cut_blocks,
@@ -43,6 +45,8 @@ FIRST_FAULTS = 5
 _SPAN_COLUMNS = {"offset": "<i8", "length": "<i4"}
 _CHECKPOINT_SECONDS = 10.0
 _MIN_ROWS_SHOWN = 5_000
+_STAMPS_PER_COUNT = 10
+"""So many rows are stamped in the time in which one is counted."""
 _MIN_BYTES_SHOWN = 1 << 28
 _log = logging.getLogger(__name__)
 
@@ -88,6 +92,7 @@ def build_index(
         sources=tuple(sources),
         contents=contents,
         meter=RowMeter(sources, processor, allow_absolute_paths=allow_absolute_paths),
+        stamper=MediaStamper(sources, allow_absolute_paths=allow_absolute_paths),
         cache_dir=cache_dir,
         limit=limit,
         limit_each=limit_each,
@@ -118,7 +123,7 @@ def bad_rows(index: Index, processor: Processor) -> Iterator[Fault]:
         processor: What they were counted with.
     """
     meter = RowMeter(index.sources, processor, allow_absolute_paths=index.allow_absolute_paths)
-    for block, rows in _blocks_of(index, np.flatnonzero(index.verdict != OK)):
+    for block, rows in zip(*_blocks_of(index, np.flatnonzero(index.verdict != OK)), strict=True):
         for fault in meter.measure_block(block).faults:
             yield Fault(row=int(rows[fault.place]), reason=fault.reason, finding=fault.finding)
 
@@ -154,6 +159,7 @@ class _Builder:
     sources: tuple[Source, ...]
     contents: tuple[str, ...]
     meter: RowMeter
+    stamper: MediaStamper
     cache_dir: Path
     limit: int | None
     limit_each: int | None
@@ -195,8 +201,7 @@ class _Builder:
         writer = ColumnsWriter(self.path.with_suffix(".part"), COLUMNS, schema=SCHEMA, key=f"{self.key} {layouts}")
         tally = _Tally.from_state(writer.state)
         total = sum(len(found.offset) for found in spans)
-        processes = min(self.num_processes, total // MIN_ROWS_PER_PROCESS)
-        outcomes = measure_blocks(_blocks(spans, writer.num_rows), self.meter, num_processes=processes)
+        outcomes = measure_blocks(_blocks(spans, writer.num_rows), self.meter, num_processes=self._processes(total))
         saved = time.monotonic()
         try:
             with tqdm(
@@ -217,6 +222,24 @@ class _Builder:
             writer.close()
         writer.finish(self.path, key=self.key, extra=tally.state() | {"contents": self.contents})
 
+    def _changed(self, index: Index) -> NDArray[np.int64]:
+        """Rows that could be used and whose media have another size or modification time now."""
+        rows = np.flatnonzero((index.verdict == OK) & (index.media_stamp != 0))
+        blocks, _ = _blocks_of(index, rows)
+        stamps = measure_blocks(blocks, self.stamper, num_processes=self._processes(len(rows) // _STAMPS_PER_COUNT))
+        shown = tqdm(
+            stamps,
+            total=len(blocks),
+            desc="index: looking for media that have changed",
+            unit=" blocks",
+            disable=None if len(rows) >= _MIN_ROWS_SHOWN else True,
+        )
+        now = np.concatenate([*shown, np.empty(0, dtype=np.uint64)])
+        return rows[now != index.media_stamp[rows]]
+
+    def _processes(self, num_rows: int) -> int:
+        return min(self.num_processes, num_rows // MIN_ROWS_PER_PROCESS)
+
     def _check_lines(self, outcome: Outcome, spans: RowSpans) -> None:
         """A line of an array that is no JSON is a bad row, or part of one that spans lines: see if the array is whole."""
         if not spans.by_line or all(fault.reason != "bad_json" for fault in outcome.faults):
@@ -226,9 +249,17 @@ class _Builder:
             raise _TornRow(source)
 
     def look_again(self, index: Index) -> bool:
-        """Measure again the rows that failed on a medium; whether the file was written anew since some changed."""
+        """Count again the rows that failed on a medium or whose media have changed; whether the file was written again."""
         codes = [index.reasons.index(reason) + 1 for reason in index.media_reasons]
-        rows = np.flatnonzero(np.isin(index.verdict, codes))
+        failed = np.flatnonzero(np.isin(index.verdict, codes))
+        changed = self._changed(index)
+        if len(changed):
+            _log.warning(
+                "Media of %d rows have changed since they were counted; these rows are counted again. The first: %s",
+                len(changed),
+                index.origin(int(changed[0])),
+            )
+        rows = np.union1d(failed, changed)
         if not len(rows):
             return False
         columns = {name: np.array(getattr(index, name)) for name in COLUMNS}
@@ -239,8 +270,9 @@ class _Builder:
                 "faults": [asdict(fault) for fault in index.faults if not np.any(rows == fault.row)],
             }
         )
-        for block, chosen in _blocks_of(index, rows):
-            outcome = self.meter.measure_block(block)
+        blocks, chosen_rows = _blocks_of(index, rows)
+        outcomes = measure_blocks(blocks, self.meter, num_processes=self._processes(len(rows)))
+        for outcome, chosen in zip(outcomes, chosen_rows, strict=True):
             for name, values in _columns_of(outcome, tally, rows=chosen).items():
                 columns[name][chosen] = values
         if all(np.array_equal(values, getattr(index, name)) for name, values in columns.items()):
@@ -307,6 +339,7 @@ def _columns_of(outcome: Outcome, tally: _Tally, *, rows: range | NDArray[np.int
         "num_patches": patches,
         "num_media": media,
         "verdict": verdict,
+        "media_stamp": outcome.stamps,
     }
 
 
@@ -317,11 +350,15 @@ def _blocks(spans: Sequence[RowSpans], skip: int) -> Iterator[Block]:
         skip = max(0, skip - len(found.offset))
 
 
-def _blocks_of(index: Index, rows: NDArray[np.int64]) -> Iterator[tuple[Block, NDArray[np.int64]]]:
-    """Some rows of an index as blocks, each with its rows."""
+def _blocks_of(index: Index, rows: NDArray[np.int64]) -> tuple[list[Block], list[NDArray[np.int64]]]:
+    """Some rows of an index (ascending) as blocks, and the rows of each."""
+    blocks: list[Block] = []
+    of_blocks: list[NDArray[np.int64]] = []
     for source in range(len(index.sources)):
         chosen = rows[index.source[rows] == source]
-        yield Block(source=source, offsets=index.offset[chosen], lengths=index.length[chosen]), chosen
+        blocks += cut_blocks(source, index.offset[chosen], index.length[chosen])
+        of_blocks += [chosen[start : start + ROWS_PER_BLOCK] for start in range(0, len(chosen), ROWS_PER_BLOCK)]
+    return blocks, of_blocks
 
 
 def row_spans(
@@ -427,6 +464,7 @@ def _index_key(
         "roots": [str(source.root.resolve()) for source in sources],
         "limits": [dict(source.limits) for source in sources],
         "processor": processor.fingerprint,
+        "video_reader": processor.reading.chosen,
         "limit": limit,
         "allow_absolute_paths": allow_absolute_paths,
     }

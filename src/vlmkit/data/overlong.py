@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from vlmkit.conversation import Conversation
@@ -22,7 +23,7 @@ from vlmkit.data.columns import ColumnsWriter, UnusableFile, open_columns
 from vlmkit.data.index import Index
 from vlmkit.data.locks import locked
 from vlmkit.data.manifest import Source, decode_row, processors_of
-from vlmkit.data.measuring import MIN_ROWS_PER_PROCESS, Block, Outcome, cut_blocks, measure_blocks
+from vlmkit.data.measuring import MIN_ROWS_PER_PROCESS, Block, cut_blocks, measure_blocks
 from vlmkit.errors import DataError, Origin
 from vlmkit.processing.encode import Measure, measure_example
 from vlmkit.processing.processor import Processor
@@ -114,7 +115,8 @@ def fit_rows(
     """
     if policy not in ("shrink_media", "drop_turns") or not len(rows):
         return Fits(None)
-    key = f"{index.key} {policy} {max_tokens}"
+    media = xxhash.xxh3_64_hexdigest(index.media_stamp[rows].tobytes())
+    key = f"{index.key} {policy} {max_tokens} {media}"
     path = index.path.parent / f"fits-{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
     with locked(path):
         try:
@@ -126,13 +128,12 @@ def fit_rows(
         fitter = RowFitter(index, processor, policy=policy, max_tokens=max_tokens)
         processes = min(num_processes, len(rows) * 8 // MIN_ROWS_PER_PROCESS)  # a fit takes several counts
         writer = ColumnsWriter(path.with_suffix(".part"), _COLUMNS, schema=SCHEMA, key=key)
-        outcomes = measure_blocks(_blocks(index, rows), fitter, num_processes=processes)
+        fitted = measure_blocks(_blocks(index, rows), fitter, num_processes=processes)
         try:
-            for outcome in outcomes:
+            for counts in fitted:
                 done = writer.num_rows
-                chosen = rows[done : done + len(outcome.block.offsets)]
-                counts = dict(zip(list(_COLUMNS)[1:], outcome.counts, strict=True))
-                writer.append(row=chosen, **counts)
+                chosen = rows[done : done + counts.shape[1]]
+                writer.append(row=chosen, **dict(zip(list(_COLUMNS)[1:], counts, strict=True)))
             writer.finish(path, extra={})
         finally:
             writer.discard()
@@ -163,7 +164,7 @@ class RowFitter:
         self._find = _shrink_media if policy == "shrink_media" else _drop_turns
         self._max_tokens = max_tokens
 
-    def measure_block(self, block: Block) -> Outcome:
+    def measure_block(self, block: Block) -> NDArray[np.int32]:
         """Fit the rows of a block: counts (6, num_rows), all 0 where a row cannot be made to fit."""
         counts = np.zeros((len(_COLUMNS) - 1, len(block.offsets)), dtype=np.int32)
         source = self._sources[block.source]
@@ -180,7 +181,7 @@ class RowFitter:
                         fit.num_turns,
                         fit.max_visual_tokens,
                     )
-        return Outcome(block=block, counts=counts, faults=())
+        return counts
 
     def _fit(self, text: bytes, number: int) -> _Fit | None:
         source = self._sources[number]

@@ -26,6 +26,7 @@ from vlmkit.errors import DataError, Origin
 
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _BLOCK_BYTES = 1 << 20
+_HTTP_VERSION = ("ETag", "Last-Modified", "size")
 _PARQUET_ROWS = 1024
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def _fetched(url: str, cache_dir: Path) -> Path:
 
     try:
         system, place = fsspec.core.url_to_fs(url)
-        key = hashlib.sha256(f"{url} {system.ukey(place)}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{url} {_version(system, place)}".encode()).hexdigest()[:32]
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(url, error) from error
 
@@ -63,6 +64,13 @@ def _fetched(url: str, cache_dir: Path) -> Path:
             shutil.copyfileobj(file, out, _BLOCK_BYTES)
 
     return _kept(cache_dir, key, lambda out: _run(fetch, Path(place), out, url))
+
+
+def _version(system: Any, place: str) -> str:
+    """What changes where a remote file does; over HTTP fsspec itself takes every file for unchanging."""
+    info: dict[str, object] = system.info(place)
+    told = [f"{name}={info[name]}" for name in _HTTP_VERSION if info.get(name)]
+    return " ".join([system.ukey(place), *told])
 
 
 def _kept(cache_dir: Path, key: str, write: Callable[[BinaryIO], None]) -> Path:

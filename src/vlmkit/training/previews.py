@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vlmkit.conversation import Conversation, ImagePart, TextPart
+from vlmkit.errors import DataError
 from vlmkit.generation.backend import GenerationBackend, GenerationParams
 from vlmkit.processing.media import load_image
 from vlmkit.training.ranks import rank
@@ -109,7 +110,10 @@ def _text(turns: Sequence[Any]) -> str:
 def _first_image(conversation: Conversation) -> Image.Image | None:
     for part in conversation.media:
         if isinstance(part, ImagePart):
-            image = Image.fromarray(load_image(part).permute(1, 2, 0).contiguous().numpy())
+            try:
+                image = Image.fromarray(load_image(part).permute(1, 2, 0).contiguous().numpy())
+            except DataError:  # the answer says so
+                return None
             scale = _SIDE / max(image.size)
             return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from lightning.pytorch.trainer.call import (
 )
 from torch import nn
 
-from vlmkit.batch import Batch
+from vlmkit.batch import Batch, MaskedRow
+from vlmkit.errors import DataError
 from vlmkit.training.callbacks.average import as_exported
 from vlmkit.training.held_out import HeldOut, write_held_out
 from vlmkit.training.module import TrainingModule
@@ -60,11 +62,13 @@ class Measures:
         loader: This rank's held-out packs, in order; None: no held-out loss. As many on every rank.
         others: What else is measured.
         where: Names a held-out row, the same in every run that holds it out.
+        max_bad_media: Most held-out rows whose media may be unreadable; None: any number.
     """
 
     loader: Iterable[Batch] | None
     others: Sequence[Measure]
     where: Callable[[int], str]
+    max_bad_media: int | None = None
 
 
 class Validator(Callback):
@@ -129,6 +133,7 @@ class Validator(Callback):
         self.misses = 0
         self.judged_step: int | None = 0
         self.stopped = False
+        self.masked: set[int] = set()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""
@@ -227,11 +232,14 @@ class Validator(Callback):
         started = time.perf_counter()
         metrics: dict[str, float] = {}
         stderr: dict[str, float | None] = {}
+        masked: list[MaskedRow] = []
         with unnoticed(module), as_exported(module):
             if self.measures.loader is not None:
-                held_out = self._losses(trainer, module, self.measures.loader)
-                if held_out is None:
+                measured = self._losses(trainer, module, self.measures.loader)
+                if measured is None:
                     return None
+                held_out, masked = measured
+                self._report_masked(masked, show=trainer.is_global_zero)
                 metrics[LOSS] = held_out.mean
                 stderr[LOSS] = held_out.stderr
                 if trainer.is_global_zero:
@@ -246,7 +254,18 @@ class Validator(Callback):
             metrics = trainer.strategy.broadcast(metrics)
         if trainer.is_global_zero:
             seconds = time.perf_counter() - started
-            line = {"schema": SCHEMA, "step": self.step, "metrics": metrics, "stderr": stderr, "seconds": seconds}
+            line: dict[str, Any] = {
+                "schema": SCHEMA,
+                "step": self.step,
+                "metrics": metrics,
+                "stderr": stderr,
+                "seconds": seconds,
+            }
+            if masked:
+                line["masked"] = [
+                    {"where": self.measures.where(row), "reason": reason, "finding": finding}
+                    for row, reason, finding in masked
+                ]
             append_line(self.path, line)
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=self.step)
@@ -263,12 +282,13 @@ class Validator(Callback):
         self.meet(f"validation-{self.step}-answers")
         return not self.agreement.agree(interrupted)
 
-    def _losses(self, trainer: L.Trainer, module: TrainingModule, loader: Iterable[Batch]) -> HeldOut | None:
-        """Loss of every held-out sample, over all ranks; None where the run is to be left.
+    def _losses(self, trainer: L.Trainer, module: TrainingModule, loader: Iterable[Batch]) -> tuple[HeldOut, list[MaskedRow]] | None:
+        """Loss of every held-out sample, and the rows whose media could not be read, over all ranks; None where the run is to be left.
 
         All ranks give up before the same batch: under `fsdp` they compute it together.
         """
         rows: list[int] = []
+        masked: list[MaskedRow] = []
         sums: list[torch.Tensor] = []
         interrupted = False
         for batch in loader:
@@ -277,6 +297,7 @@ class Validator(Callback):
             with trainer.precision_plugin.forward_context():
                 losses = module.packed(module.transfer_batch_to_device(batch, module.device, 0)).token_losses
             rows += batch["rows"]
+            masked += batch["masked"]
             samples = batch["target_samples"].to(losses.device)
             ones = torch.ones(len(losses), dtype=torch.float64, device=losses.device)
             zeros = torch.zeros(2, len(batch["rows"]), dtype=torch.float64, device=losses.device)
@@ -285,7 +306,28 @@ class Validator(Callback):
         if self.agreement.agree(interrupted or self.is_signalled()):
             return None
         losses, counts = torch.cat(sums, dim=1).tolist() if sums else ([], [])
-        return HeldOut.joined(gather((rows, losses, counts)))
+        parts = gather((rows, losses, counts, masked))
+        every_masked = sorted(entry for *_, entries in parts for entry in entries)
+        return HeldOut.joined([part[:3] for part in parts]), every_masked
+
+    def _report_masked(self, masked: list[MaskedRow], *, show: bool) -> None:
+        """Name the held-out rows whose media could not be read, each once.
+
+        Raises:
+            DataError: there are more than may be; on every rank.
+        """
+        for row, _, finding in masked:
+            if show and row not in self.masked:
+                print(f"{self.measures.where(row)}: held out, masked: {finding}", file=sys.stderr)
+            self.masked.add(row)
+        most = self.measures.max_bad_media
+        if most is not None and len(masked) > most:
+            row, _, finding = masked[0]
+            raise DataError(
+                f"The media of {len(masked)} held-out rows cannot be read, more than data.max_bad_media={most}. The first: "
+                f"{self.measures.where(row)}: {finding} Replace the files, or raise data.max_bad_media.",
+                reason="too_many_bad_media",
+            )
 
     def _judge(self, metrics: dict[str, float]) -> bool:
         """Count a validation; whether it is the best so far."""
