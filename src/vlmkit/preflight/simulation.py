@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +35,6 @@ from vlmkit.model.parts import set_checkpointing
 from vlmkit.preflight.tracking import Kind, StepTracker, Traffic
 from vlmkit.processing.processor import Processor, VisionGeometry
 from vlmkit.training.flops import count_flops
-from vlmkit.training.masters import MasterOptimizer
 from vlmkit.training.optim import OptimizerPlan, make_optimizer, parameter_groups
 from vlmkit.training.strategy import Sharding
 
@@ -63,7 +62,7 @@ class SampleShape:
         return sum(time * height * width for time, height, width in self.grids)
 
 
-PackShape = Sequence[SampleShape]
+PackShape = tuple[SampleShape, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +117,7 @@ class StepSimulation:
         traffic: Operations of one micro-batch, forward and backward.
         update: Operations of the optimiser's step.
         attention_flops: Of one micro-batch, backward and recomputation included.
+        model_flops: What the mathematics of one micro-batch asks for, without recomputation.
         trained_bytes: Of all trained parameters, whole, in their own type.
         parameter_bytes: Of all parameters, whole, in the type that they are computed in.
     """
@@ -127,6 +127,7 @@ class StepSimulation:
     traffic: Traffic
     update: Traffic
     attention_flops: float
+    model_flops: float
     trained_bytes: int
     parameter_bytes: int
 
@@ -305,12 +306,14 @@ def _simulate(setting: StepSetting, mesh: DeviceMesh | None, batch: Batch) -> St
         traffic, update = run_step(packed, optimizer, batch, setting, tracker)
         peak = dict(tracker.at_peak)
         packed.zero_grad(set_to_none=True)
+    count = count_flops(packed.hf)
     return StepSimulation(
         peak=peak,
         resting=dict(tracker.live),
         traffic=traffic,
         update=update,
-        attention_flops=count_flops(packed.hf).attention(batch),
+        attention_flops=count.attention(batch),
+        model_flops=count(batch),
         trained_bytes=sum(parameter.nbytes for parameter in trained),
         parameter_bytes=sum(parameter.nbytes for parameter in packed.parameters()),
     )

@@ -100,7 +100,9 @@ class StepTracker(TorchDispatchMode):
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._follow_gradient)
                 self._follow_gradient(parameter)
-        states = [optimizer.state, optimizer.inner.state] if isinstance(optimizer, MasterOptimizer) else [optimizer.state]
+        states = (
+            [optimizer.state, optimizer.inner.state] if isinstance(optimizer, MasterOptimizer) else [optimizer.state]
+        )
         masters = optimizer.masters if isinstance(optimizer, MasterOptimizer) else []
         for kind, leaves in (("optimizer", tree_leaves((list(map(dict, states)), masters))), ("batch", batch.values())):
             for leaf in leaves:
@@ -211,7 +213,9 @@ class StepTracker(TorchDispatchMode):
         if packet in flop_registry:
             self.matmul_flops += flop_registry[packet](*args, **kwargs, out_val=results)
             return
-        self.moved_bytes += sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in (*given, *tensors)}.values())
+        self.moved_bytes += sum(
+            tensor.nbytes for tensor in {id(tensor): tensor for tensor in (*given, *tensors)}.values()
+        )
 
 
 def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -223,7 +227,9 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     if not isinstance(args[0], FakeTensor):
         return func(*args, **kwargs)
-    narrow = [value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value for value in args]
+    narrow = [
+        value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value for value in args
+    ]
     return func(*narrow, **kwargs).to(args[0].dtype)
 
 
