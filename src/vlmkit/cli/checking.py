@@ -28,7 +28,7 @@ from vlmkit.cli.training import (
 from vlmkit.cli.validating import make_data
 from vlmkit.config import build
 from vlmkit.data.manifest import resolve_sources
-from vlmkit.model.attention import choose_kernel
+from vlmkit.model.attention import KERNEL_NAMES, attention_dtype, choose_kernel, compute_capability, precision_fault
 from vlmkit.model.checkpoint import check_replaceable
 from vlmkit.model.fit import end_token, misfits, sizes, weight_faults, without_weights
 from vlmkit.model.freeze import FreezePolicy
@@ -94,11 +94,18 @@ def config_section(checked: Checked) -> Section:
     with section.guarded():
         if checked.trainer is not None:
             device = checked.trainer.strategy.root_device
-            dtype = torch.float32 if str(config.trainer.precision).startswith(("32", "64")) else torch.bfloat16
-            section.figures["attention"] = choose_kernel(config.model.attn_implementation, device, dtype)
-    if section.mark == "ok":
+            precision = str(config.trainer.precision)
+            capability = compute_capability(device)
+            section.figures["compute_capability"] = ".".join(map(str, capability)) if capability else None
+            section.figures["attention"] = choose_kernel(
+                config.model.attn_implementation, device, attention_dtype(precision), capability
+            )
+            if fault := precision_fault(precision, capability):
+                section.add("warning", fault)
+    if section.mark != "error":
         kept = ", ".join(name for name in ("model", "data", "freeze", "optim", "trainer", "logger", "callbacks"))
-        section.add("ok", f"the settings of {kept} are accepted; attention by {section.figures['attention']}")
+        kernel = section.figures["attention"]
+        section.add("ok", f"the settings of {kept} are accepted; attention by {kernel} ({KERNEL_NAMES[kernel]})")
     if checked.checkpoint and checked.state:
         section.add("note", f"would resume from {checked.checkpoint}, at step {checked.state.step}")
     return section

@@ -31,7 +31,7 @@ from vlmkit.config import build, chosen_by_user, read_config, save_config, taken
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.errors import CheckpointError, ConfigError, Interrupted
 from vlmkit.model.assembly import VLM, Assembly, Sketch, WholeCheckpoint
-from vlmkit.model.attention import choose_kernel
+from vlmkit.model.attention import attention_dtype, choose_kernel, compute_capability, precision_fault
 from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
 from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.liger import use_kernels
@@ -48,14 +48,23 @@ from vlmkit.training.callbacks.guard import GuardSettings, LossGuard
 from vlmkit.training.callbacks.prediction import StartForecast
 from vlmkit.training.callbacks.receipt import GradientReceipt
 from vlmkit.training.callbacks.steplog import StepLog
-from vlmkit.training.callbacks.summary import GroupTable
+from vlmkit.training.callbacks.summary import AttentionReport, GroupTable
 from vlmkit.training.callbacks.validator import Validator
-from vlmkit.training.flops import FlopCount, count_flops, peak_flops
+from vlmkit.training.flops import FlopCount, count_flops
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
+from vlmkit.training.peaks import peak_flops
 from vlmkit.training.proof import probe_losses, prove_collected
 from vlmkit.training.shards import check_whole, gather_model, is_shared, load_weights
-from vlmkit.training.state import RunState, checkpoint_name, find_checkpoint, meta_file, newest_checkpoint, read_state
+from vlmkit.training.state import (
+    RunState,
+    checkpoint_name,
+    find_checkpoint,
+    meta_file,
+    newest_checkpoint,
+    read_content,
+    read_state,
+)
 from vlmkit.training.steplines import read_lines
 from vlmkit.training.together import together
 
@@ -482,6 +491,7 @@ class Watchers:
     guard: LossGuard
     checkpointer: Checkpointer
     validator: Validator | None
+    attention: AttentionReport
 
 
 def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
@@ -553,10 +563,20 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
     )
     # The guard stands first: a strange loss is told before its gradients are. The log stands before the checkpointer:
     # when a checkpoint is there, so is its line.
+    attention = AttentionReport()
     cast(Any, run.trainer).callbacks.extend(
-        [GroupTable(), guard, *configured, run.bad_media, step_log, *([validator] if validator else []), checkpointer]
+        [
+            GroupTable(),
+            attention,
+            guard,
+            *configured,
+            run.bad_media,
+            step_log,
+            *([validator] if validator else []),
+            checkpointer,
+        ]
     )
-    return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator)
+    return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator, attention=attention)
 
 
 def trained_groups(module: TrainingModule) -> dict[str, tuple[int, float]]:
@@ -574,7 +594,7 @@ def take_up_end(run: Run, module: TrainingModule, watchers: Watchers) -> None:
     module.configure_model()
     module.exports_averages = any(isinstance(one, WeightAverage) and one.export for one in callbacks)
     load_weights(run.checkpoint, module, averages=module.exports_averages)
-    content = torch.load(meta_file(run.checkpoint), map_location="cpu", mmap=True, weights_only=True)
+    content = read_content(meta_file(run.checkpoint))
     for one in callbacks:
         if (state := content["callbacks"].get(one.state_key)) is not None:
             one.load_state_dict(state)
@@ -623,6 +643,7 @@ def make_report(run: Run, watchers: Watchers, *, best: Path | None, seconds: flo
         "hashes": {"plan": run.data.plan.key, "index": run.data.index.key, "processor": run.processor.fingerprint},
         "versions": {"vlmkit": __version__, "torch": torch.__version__, "lightning": L.__version__},
         "devices": {"kind": device.type, "ranks": run.trainer.world_size},
+        "attention": watchers.attention.report(),
     }
 
 
@@ -631,11 +652,15 @@ def describe_data(run: Run) -> str:
     rows = run.data.accounting()["sources"].values()
     counts = {key: sum(row[key] for row in rows) for key in ("read", "trained", "skipped", "overlong")}
     steps = run.data.num_steps(run.trainer.world_size, run.accumulate)
-    kernel = choose_kernel(run.config.model.attn_implementation, run.trainer.strategy.root_device, torch.bfloat16)
+    dtype = attention_dtype(str(run.config.trainer.precision))
+    device = run.trainer.strategy.root_device
+    choose_kernel(run.config.model.attn_implementation, device, dtype)  # or says why not
+    fault = precision_fault(str(run.config.trainer.precision), compute_capability(device))
     return (
         f"Data {run.data.name}: {counts['read']} rows read, {counts['trained']} trained, {counts['skipped']} skipped, "
         f"{counts['overlong']} over-long; {len(run.data.plan)} packs, {steps} steps.\n"
         f"Run {run.run_dir}"
         + (f", resumed from {run.checkpoint}" if run.checkpoint else "")
-        + f"; attention by {kernel}."
+        + "."
+        + (f"\nWarning: {fault}" if fault else "")
     )
