@@ -65,7 +65,13 @@ SHAPES = {
     "Qwen3-VL-2B": (_SMALL_VISION, (2048, 6144, 28, 16, 8), True),
     "Qwen3-VL-8B": (_LARGE_VISION, (4096, 12288, 36, 32, 8), False),
 }
-TINY = {"tiny": ({"depth": 2, "hidden_size": 64, "intermediate_size": 128, "deepstack_visual_indexes": [0]}, (64, 128, 2, 4, 2), True)}
+TINY = {
+    "tiny": (
+        {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "deepstack_visual_indexes": [0]},
+        (64, 128, 2, 4, 2),
+        True,
+    )
+}
 GIB = 2**30
 Row = dict[str, Any]
 
@@ -152,7 +158,10 @@ def kernels(bench: Bench) -> list[Row]:
 
     lengths = [64, 96, 32] if bench.quick else [1024, 2048, 512, 700, 1500, 300, 1100, 1008]
     rows: list[Row] = []
-    for part, heads, kv_heads, size, causal in (("language model", 16, 8, 128, True), ("vision encoder", 16, 16, 64, False)):
+    for part, heads, kv_heads, size, causal in (
+        ("language model", 16, 8, 128, True),
+        ("vision encoder", 16, 16, 64, False),
+    ):
         dtype = torch.bfloat16
         query, key, value = (
             torch.randn(sum(lengths), count, size, device=bench.device, dtype=dtype, requires_grad=True)
@@ -273,7 +282,11 @@ def ranks(bench: Bench) -> list[Row]:
     for strategy in ("ddp", "fsdp"):
         for number in numbers:
             trainer = "single" if number == 1 else strategy
-            overrides = [f"trainer={trainer}", f"trainer.devices={number}", "trainer.accelerator=" + ("gpu" if bench.on_gpu else "cpu")]
+            overrides = [
+                f"trainer={trainer}",
+                f"trainer.devices={number}",
+                "trainer.accelerator=" + ("gpu" if bench.on_gpu else "cpu"),
+            ]
             lines = train(bench, f"{strategy} {number}", *overrides, f"trainer.max_steps={4 if bench.quick else 30}")
             speed = statistics.median(line["tokens_per_second"] for line in lines[len(lines) // 2 :])
             rows.append({"trainer": trainer, "ranks": number, "tokens/s": round(speed), "last loss": lines[-1]["loss"]})

@@ -70,7 +70,10 @@ def test_a_machine_that_is_too_small_is_a_warning_that_says_what_fits(tmp_path):
 
 @pytest.mark.parametrize(
     ("on", "message"),
-    [("h100", "check.on=h100: expected a number of GPUs and a machine"), ("8xh1000", "no such machine. There are a100-40")],
+    [
+        ("h100", "check.on=h100: expected a number of GPUs and a machine"),
+        ("8xh1000", "no such machine. There are a100-40"),
+    ],
 )
 def test_wrong_requests(on, message):
     report = look(f"check.on={on}", "check.decode=false", "check.limit=8")

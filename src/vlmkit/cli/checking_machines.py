@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vlmkit.cli.checks import Checked
@@ -13,6 +14,7 @@ from vlmkit.cli.findings import Section
 from vlmkit.cli.training import make_lora
 from vlmkit.config import build, conf_dir
 from vlmkit.errors import ConfigError
+from vlmkit.model.attention import attention_dtype, choose_kernel
 from vlmkit.pages.machines import draw_memory
 from vlmkit.preflight.estimate import Estimate, Estimator, Work, alternatives, estimates_table
 from vlmkit.preflight.machine import Machine, Request, parse_requests
@@ -35,7 +37,7 @@ def machines_section(checked: Checked) -> Section:
         estimator = Estimator(work)
         estimates: list[Estimate] = []
         for request, machine in requests:
-            configured = _setting(checked, request.num_gpus)
+            configured = _setting(checked, request.num_gpus, machine)
             for setting in alternatives(configured) if checked.config.check.alternatives else [configured]:
                 estimates.append(estimator.estimate(setting, machine, str(request)))
         section.figures["machines"] = [estimate.to_json() for estimate in estimates]
@@ -84,22 +86,28 @@ def _does_not_fit(estimate: Estimate, others: list[Estimate]) -> str:
     return f"{estimate.request}: {memory.total / 2**30:.1f} GiB are needed and {memory.capacity / 2**30:.1f} are there. {advice}"
 
 
-def _setting(checked: Checked, num_ranks: int) -> StepSetting:
+def _setting(checked: Checked, num_ranks: int, machine: Machine) -> StepSetting:
     config = checked.config
     if checked.hf_config is None or checked.freeze is None or checked.optim is None:
         raise ConfigError("check.on: the model, freeze or optim could not be made, see above; nothing to estimate.")
     recompute = config.model.gradient_checkpointing
+    precision = str(config.trainer.precision)
+    capability = None if machine.capability is None else (machine.capability[0], machine.capability[1])
+    kernel = choose_kernel(
+        config.model.attn_implementation, torch.device("cuda"), attention_dtype(precision), capability
+    )
     return StepSetting(
         config=checked.hf_config,
         freeze=checked.freeze,
         lora=make_lora(config.model.lora),
         optimizer=checked.optim,
-        precision=str(config.trainer.precision),
+        precision=precision,
         recompute_vision_encoder=recompute.vision_encoder,
         recompute_language_model=recompute.language_model,
         strategy=_strategy(config, num_ranks),
         num_ranks=num_ranks,
         accumulate=checked.accumulate,
+        kernel=kernel,
         averages=any("WeightAverage" in str(node.get("_target_")) for node in config.callbacks.values() if node),
     )
 

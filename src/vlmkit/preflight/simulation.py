@@ -80,7 +80,7 @@ class StepSetting:
         num_ranks: Of the run.
         accumulate: Micro-batches of a step.
         averages: Whether a running average of the weights is kept.
-        kernel: Attention that the machine runs: `varlen` stands for every kernel that keeps no scores.
+        kernel: As `model.attn_implementation`. In a simulation every kernel but `sdpa` stands for those that take a whole row.
     """
 
     config: PreTrainedConfig
@@ -94,7 +94,7 @@ class StepSetting:
     num_ranks: int
     accumulate: int
     averages: bool = False
-    kernel: Kernel = "varlen"
+    kernel: Kernel = "auto"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -290,6 +290,8 @@ def make_optimizer_of(packed: PackedVLM, setting: StepSetting) -> Optimizer:
 
 def _simulate(setting: StepSetting, mesh: DeviceMesh | None, batch: Batch) -> StepSimulation:
     packed = make_packed(setting, mesh)
+    for attention in packed.attention.values():
+        attention.assumed = "sdpa" if setting.kernel == "sdpa" else "varlen"
     optimizer = make_optimizer_of(packed, setting)
     trained = [parameter for parameter in packed.parameters() if parameter.requires_grad]
     for parameter in trained:
