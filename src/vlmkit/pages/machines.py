@@ -54,7 +54,7 @@ def draw_memory(estimates: Sequence[Estimate], path: Path) -> Path:
     axes.set_yticks(places, labels, fontsize=9)
     axes.invert_yaxis()
     axes.set_xlabel("memory of the fullest rank (GiB); the black line is what the GPU has")
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+    figure.legend(frameon=False, fontsize=8, ncols=5, loc="outside lower center")
     axes.spines[["top", "right"]].set_visible(False)
     aside = aside_of(path)
     figure.savefig(aside, format="png")
