@@ -42,7 +42,7 @@ def test_requests():
 
 @pytest.mark.parametrize("entry", ["h100", "0xh100", "8 h100", "8x", "-1xh100"])
 def test_what_is_no_request_is_refused(entry):
-    with pytest.raises(ConfigError, match=r"check.on=.*: expected a number of GPUs and a machine, such as 8xh100"):
+    with pytest.raises(ConfigError, match=r"check.on=.*: expected a number of GPUs and a machine. Give 8xh100"):
         parse_requests([entry])
 
 

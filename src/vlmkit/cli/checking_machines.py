@@ -72,7 +72,7 @@ def load_machine(request: Request) -> Machine:
         )
     node = OmegaConf.load(path)
     if not isinstance(node, DictConfig):
-        raise ConfigError(f"check.on={request}: {path} holds no settings. Begin with a copy of conf/machine/h100.yaml.")
+        raise ConfigError(f"check.on={request}: {path} holds no settings. Copy and change conf/machine/h100.yaml.")
     node.setdefault("_target_", f"{Machine.__module__}.{Machine.__qualname__}")
     return build(node, Machine, f"machine ({path.name})")
 
@@ -89,7 +89,7 @@ def _does_not_fit(estimate: Estimate, others: list[Estimate]) -> str:
 def _setting(checked: Checked, num_ranks: int, machine: Machine) -> StepSetting:
     config = checked.config
     if checked.hf_config is None or checked.freeze is None or checked.optim is None:
-        raise ConfigError("check.on: the model, freeze or optim could not be made, see above; nothing to estimate.")
+        raise ConfigError("check.on: the model, freeze or optim could not be made. Look at the errors above first.")
     recompute = config.model.gradient_checkpointing
     precision = str(config.trainer.precision)
     capability = None if machine.capability is None else (machine.capability[0], machine.capability[1])

@@ -99,7 +99,7 @@ def parse_requests(value: object) -> list[Request]:
         match = _REQUEST.fullmatch(str(entry))
         if match is None:
             raise ConfigError(
-                f"check.on={entry}: expected a number of GPUs and a machine, such as 8xh100, 1xrtx4090 or 2xmy_machine.yaml."
+                f"check.on={entry}: expected a number of GPUs and a machine. Give 8xh100, 1xrtx4090 or 2xmy_machine.yaml, for example."
             )
         requests.append(Request(int(match["number"]), match["name"]))
     return requests

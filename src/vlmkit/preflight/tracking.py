@@ -27,7 +27,7 @@ from vlmkit.training.masters import MasterOptimizer
 
 Kind = Literal["parameters", "gathered", "gradients", "optimizer", "batch", "activations", "temporary"]
 KINDS: tuple[Kind, ...] = ("parameters", "gathered", "gradients", "optimizer", "batch", "activations", "temporary")
-"""What memory is for; `gathered` are parameters that FSDP2 holds whole while their unit runs."""
+"""What memory is for; `gathered` are parameters that FSDP2 holds whole while their unit runs, and DDP's buckets of gradients."""
 _GROUPED_PRODUCT = torch.ops.aten._grouped_mm
 _BLOCK_BYTES = 512
 """What PyTorch's CUDA allocator rounds every allocation up to (c10/cuda/CUDACachingAllocator, `kMinBlockSize`)."""

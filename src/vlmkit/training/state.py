@@ -115,15 +115,15 @@ def refused_objects(path: Path, error: BaseException) -> CheckpointError:
     """The error of a file that may hold code, in words."""
     return CheckpointError(
         f"{path}: not loaded, because it holds other Python objects than plain values and tensors, and loading such "
-        f"objects can run code ({_first_line(error)}). vlmkit writes no such file: ask whoever made it, or use another "
-        "checkpoint."
+        f"objects can run code ({_first_line(error)}). vlmkit writes no such file. Use another checkpoint, or ask "
+        "whoever made it."
     )
 
 
 def unreadable(path: Path, error: BaseException) -> CheckpointError:
     """The error of a damaged file, in words."""
     return CheckpointError(
-        f"{path}: not a readable checkpoint ({_first_line(error)}). It may be damaged: use an older one."
+        f"{path}: not a readable checkpoint ({_first_line(error)}). Use an older one: it may be damaged."
     )
 
 
