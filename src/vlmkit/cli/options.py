@@ -21,7 +21,7 @@ GROUPS = (
     "hydra/launcher", "backend", "eval",
 )  # fmt: skip
 _HEAD = ["| option | default | meaning |", "| --- | --- | --- |"]
-_LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w@/]+):(?P<value>[^#]*?)(?:\s+#\s*(?P<meaning>.*))?$")
+_LINE = re.compile(r'^(?P<indent> *)"?(?P<key>[\w@/]+)"?:(?P<value>[^#]*?)(?:\s+#\s*(?P<meaning>.*))?$')
 _CHOICE = re.compile(r"^  - (?P<group>\w+): (?P<option>\w+)(?:\s+#\s*(?P<meaning>.*))?$", flags=re.MULTILINE)
 _SWEEPS = re.compile(r"^  - override /(?P<group>hydra/\w+): (?P<option>\w+)", flags=re.MULTILINE)
 _FEW = 6

@@ -138,11 +138,13 @@ class PartAttention:
     Attributes:
         wanted: `model.attn_implementation`.
         ran: How many calls each kernel has run: what a run prints and reports is read from here, not predicted.
+        assumed: Kernel of a machine that is not here, for steps that are simulated on fake tensors; None: that of the device.
     """
 
     def __init__(self, wanted: Kernel = "auto") -> None:
         self.wanted: Kernel = wanted
         self.ran: Counter[Chosen] = Counter()
+        self.assumed: Chosen | None = None
 
 
 class Segments(Sequence[int]):
@@ -201,7 +203,7 @@ def attend_segments(
     device = query.device
     if torch.is_autocast_enabled(device.type) and query.dtype != torch.float64:
         query, key, value = (x.to(torch.get_autocast_dtype(device.type)) for x in (query, key, value))
-    chosen = choose_kernel(segments.attention.wanted, device, query.dtype)
+    chosen = segments.attention.assumed or choose_kernel(segments.attention.wanted, device, query.dtype)
     segments.attention.ran[chosen] += 1
     if chosen == "sdpa":
         return _sdpa(query, key, value, segments.lengths, causal, scale)

@@ -99,11 +99,13 @@ def _data_error(part: ImagePart | VideoPart, error: Exception, verb: str) -> Dat
         )
     if isinstance(error, OSError) and error.strerror:
         times = f", in {NUM_READS} attempts" if may_pass(error) else ""
-        finding = f"cannot be read ({error.strerror}{times}). Check the file and its disk, or drop the row."
+        finding = f"cannot be read ({error.strerror}{times})"
+        remedy = "Check the file and its disk, or drop the row."
     else:
         kept = f" as {'an image' if kind == 'image' else 'a video'}" if verb == "read" else ""
-        finding = f"cannot be {verb}{kept} ({_reason(error)}). Replace the file or drop the row."
-    return DataError(f"{kind} {_name(part)!r} {finding}", reason="unreadable_media")
+        finding = f"cannot be {verb}{kept} ({_reason(error)})"
+        remedy = "Replace the file or drop the row."
+    return DataError(f"{kind} {_name(part)!r} {finding}. {remedy}", reason="unreadable_media")
 
 
 def _reason(error: Exception) -> str:

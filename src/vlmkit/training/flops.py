@@ -86,6 +86,10 @@ class FlopCount:
         """FLOPs that are computed, recomputation included."""
         return self._of(batch, self.model) + self._of(batch, self.recomputed)
 
+    def attention(self, batch: Batch) -> float:
+        """FLOPs of attention alone that are computed, recomputation included."""
+        return self._attention_of(batch, self.model) + self._attention_of(batch, self.recomputed)
+
     def executed_of(
         self, tokens: NDArray[np.int64], patches: NDArray[np.int64], supervised: NDArray[np.int64]
     ) -> NDArray[np.float64]:
@@ -104,7 +108,12 @@ class FlopCount:
             + rates.visual_token * (patches // self.merge)
             + rates.token * tokens
             + rates.supervised * len(batch["targets"])
-            + rates.patch_pair * sum(n * n for n in batch["vision_seqlens"])
+            + self._attention_of(batch, rates)
+        )
+
+    def _attention_of(self, batch: Batch, rates: Rates) -> float:
+        return (
+            rates.patch_pair * sum(n * n for n in batch["vision_seqlens"])
             + rates.window_pair * sum(n * n for n in batch.get("vision_window_seqlens", ()))
             + rates.token_pair * self.causal * sum(n * n for n in batch["seqlens"])
         )

@@ -282,7 +282,9 @@ class Validator(Callback):
         self.meet(f"validation-{self.step}-answers")
         return not self.agreement.agree(interrupted)
 
-    def _losses(self, trainer: L.Trainer, module: TrainingModule, loader: Iterable[Batch]) -> tuple[HeldOut, list[MaskedRow]] | None:
+    def _losses(
+        self, trainer: L.Trainer, module: TrainingModule, loader: Iterable[Batch]
+    ) -> tuple[HeldOut, list[MaskedRow]] | None:
         """Loss of every held-out sample, and the rows whose media could not be read, over all ranks; None where the run is to be left.
 
         All ranks give up before the same batch: under `fsdp` they compute it together.
