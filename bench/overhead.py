@@ -205,7 +205,9 @@ def in_turn(steps: int, folder: Path) -> list[tuple[Moment, Moment]]:
     )  # fmt: skip
     saving = Checkpointer(
         run_dir=folder, every_n_steps=None, every_minutes=None, keep=1, done_batches=lambda: 0, before_save=guard.settle,
-        state_at=lambda step: RunState(step=step, consumed_packs=step, plan_key=data.plan.key, freeze=vars(FREEZE)),
+        state_at=lambda step: RunState(
+            step=step, consumed_packs=step, plan_key=data.plan.key, freeze=vars(FREEZE), contract=None
+        ),
     )  # fmt: skip
     receipt, media = GradientReceipt(steps_with_media=10), make_bad_media(data)
     trainer = L.Trainer(
