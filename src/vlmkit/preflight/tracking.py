@@ -104,14 +104,18 @@ class StepTracker(TorchDispatchMode):
             [optimizer.state, optimizer.inner.state] if isinstance(optimizer, MasterOptimizer) else [optimizer.state]
         )
         masters = optimizer.masters if isinstance(optimizer, MasterOptimizer) else []
-        for kind, leaves in (("optimizer", tree_leaves((list(map(dict, states)), masters))), ("batch", batch.values())):
-            for leaf in leaves:
-                if isinstance(leaf, Tensor):
-                    self.follow(leaf, kind)
+        for leaf in tree_leaves((list(map(dict, states)), masters)):
+            if isinstance(leaf, Tensor):
+                self.follow(leaf, "optimizer")
+        for value in batch.values():
+            if isinstance(value, Tensor):
+                self.follow(value, "batch")
 
     def follow(self, tensor: Tensor, kind: Kind) -> None:
         """Count the memory of a tensor under a kind, from now on."""
-        local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor  # noqa: SLF001  # `to_local()` would dispatch
+        local = (
+            cast(Any, tensor)._local_tensor if isinstance(tensor, DTensor) else tensor
+        )  # `to_local()` would dispatch
         storage = local.untyped_storage()
         if (reference := weakref.ref(storage)) in self._sizes:
             before, size = self._sizes[reference]
