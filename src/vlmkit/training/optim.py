@@ -215,7 +215,12 @@ def make_optimizer(groups: list[Group], plan: OptimizerPlan, *, masters: list[li
     make = mixed if isinstance(plan.optimizer, dict) else plan.optimizer or adamw
     if plan.fp32_masters and any(p.dtype in NARROW for p in parameters):
         return MasterOptimizer(settings, make, masters=masters)
-    return make(settings)
+    optimizer = make(settings)
+    # A fused optimiser says that it can unscale gradients by itself, and Lightning (2.6) then refuses to clip under any mixed
+    # precision, bf16-mixed included, which scales nothing. Without the mark gradients are unscaled before they are clipped.
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]  # of fused ones
+    return optimizer
 
 
 def still_twin(optimizer: Optimizer, groups: list[Group], plan: OptimizerPlan) -> Optimizer:
