@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all mutants format lint type imports check tables bench docs docs-quick build clean
+.PHONY: help setup demo test test-all mutants format lint type imports check tables bench bench-quick docs docs-quick build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -53,6 +53,9 @@ check: lint type imports  ## Everything that needs no run
 
 tables: setup  ## Write the README's tables and docs/errors.md anew
 	$(BIN)/python scripts/tables.py
+
+bench-quick: setup  ## See that every measurement runs, with small sizes
+	for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script --quick || exit 1; done
 
 bench: setup  ## Print the measurements (minutes)
 	for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

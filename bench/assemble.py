@@ -55,6 +55,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--directory", type=Path, help="keep the checkpoints here, and use them again")
     parser.add_argument("--no-proof", action="store_true", help="measure the assembly alone")
+    parser.add_argument(
+        "--quick", action="store_true", help="a fiftieth of the size; memory and reading are not judged"
+    )
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -63,14 +66,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vlmkit-bench-") as scratch:
         root = options.directory or Path(scratch)
         if not (root / "language_model" / "config.json").is_file():
-            write_checkpoints(root)
+            write_checkpoints(root, small=options.quick)
         command = [sys.executable, __file__, "--measure", str(root), *(["--no-proof"] if options.no_proof else [])]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return judge(json.loads(done.stdout.splitlines()[-1]))
+    met = judge(json.loads(done.stdout.splitlines()[-1]))
+    return 0 if met or options.quick else 1
 
 
-def judge(found: dict[str, float]) -> int:
-    """Print what was measured; 1 where a target is missed."""
+def judge(found: dict[str, float]) -> bool:
+    """Print what was measured; whether the targets are met."""
     size, needed = found["model_bytes"], found["needed_bytes"]
     whole, anonymous = found["peak_bytes"] / size, found["anonymous_peak_bytes"] / size
     read = found["read_bytes"] / needed
@@ -86,7 +90,7 @@ def judge(found: dict[str, float]) -> int:
         )
     met = whole <= PEAK_TARGET and read <= READ_TARGET
     print("targets met" if met else "TARGETS MISSED")
-    return 0 if met else 1
+    return met
 
 
 def measure(root: Path, *, prove: bool) -> dict[str, float]:
@@ -183,8 +187,13 @@ def _bytes_read() -> int:
     return int(told["rchar"])
 
 
-def write_checkpoints(root: Path) -> None:
-    """Write the template and the language model as sharded Hugging Face directories with random weights."""
+def write_checkpoints(root: Path, *, small: bool) -> None:
+    """Write the template and the language model as sharded Hugging Face directories with random weights.
+
+    Args:
+        root: Directory of both.
+        small: With few layers and tokens, to see that everything works.
+    """
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -192,13 +201,15 @@ def write_checkpoints(root: Path) -> None:
 
     tokenizer = train_tokenizer()
     sections = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+    text = {**TEXT, "num_hidden_layers": 4, "vocab_size": 4096} if small else TEXT
+    vision = {**VISION, "depth": 4, "deepstack_visual_indexes": [0, 1, 2]} if small else VISION
     template = Qwen3VLConfig(
-        vision_config=VISION,
-        text_config={**TEXT, **TEXT_2B, "rope_parameters": sections},
+        vision_config=vision,
+        text_config={**text, **TEXT_2B, "rope_parameters": sections},
         tie_word_embeddings=True,
     )
     plain = {"rope_type": "default", "rope_theta": 1e6}
-    language = Qwen3Config(**TEXT, **TEXT_06B, max_position_embeddings=40_960, rope_parameters=plain)
+    language = Qwen3Config(**text, **TEXT_06B, max_position_embeddings=40_960, rope_parameters=plain)
     with torch.device("meta"):
         models = {
             "vision_language": Qwen3VLForConditionalGeneration(template),

@@ -45,7 +45,10 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=1024, help="of a pack")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--only", nargs="*", choices=list(SETTINGS), help="settings to run; all by default")
+    parser.add_argument("--quick", action="store_true", help="two settings, small packs, two steps")
     options = parser.parse_args()
+    if options.quick:
+        options.tokens, options.steps, options.only = 512, 2, options.only or ["joint", "joint, 2 ranks (FSDP)"]
     met: list[bool] = []
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder) / "model", options.width)

@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--directory", type=Path, help="keep the manifests here, and use them again")
     parser.add_argument("--others", action="store_true", help="json.load and datasets on the array too (minutes, GB)")
+    parser.add_argument("--quick", action="store_true", help="20,000 rows; seconds are not judged")
     parser.add_argument("--measure", choices=sorted(MEASURES), help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -62,8 +63,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vlmkit-bench-") as scratch:
         directory = options.directory or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
-        write_manifests(directory, options.rows)
-        return run(directory, options.others)
+        write_manifests(directory, 20_000 if options.quick else options.rows)
+        return run(directory, options.others, timed=not options.quick)
 
 
 def write_manifests(directory: Path, num_rows: int) -> None:
@@ -101,8 +102,8 @@ def make_row(number: int, rng: random.Random) -> dict[str, Any]:
     return {"id": str(number), "image": f"coco/{number:08d}.jpg", "conversations": turns}
 
 
-def run(directory: Path, others: bool) -> int:
-    """Measure, print, and say whether every target was met."""
+def run(directory: Path, others: bool, *, timed: bool) -> int:
+    """Measure, print, and say whether every target was met; those of time only where it is `timed`."""
 
     def measured(name: str, file: str) -> dict[str, Any]:
         command = [sys.executable, __file__, "--measure", name, "--file", str(directory / file)]
@@ -123,14 +124,14 @@ def run(directory: Path, others: bool) -> int:
             f"rows found, {file}",
             f"{seconds:.2f} s, {seconds / floor:.2f} scans",
             f"at most {most}",
-            seconds <= most * floor,
+            not timed or seconds <= most * floor,
         )
     opened = measured("open", "rows.jsonl")
     tell(
         "opened through the cache",
         f"{opened['seconds'] * 1e3:.2f} ms",
         "under 10",
-        opened["seconds"] < MAX_OPEN_SECONDS,
+        not timed or opened["seconds"] < MAX_OPEN_SECONDS,
     )
     for who in ("main", "worker"):
         memory = opened[f"{who}_mib"]
@@ -147,7 +148,7 @@ def run(directory: Path, others: bool) -> int:
         "exact pass, text rows, one core",
         f"{exact['rows_per_second']:,.0f} rows/s",
         f"at least {MIN_TEXT_ROWS_PER_SECOND:,}",
-        exact["rows_per_second"] >= MIN_TEXT_ROWS_PER_SECOND,
+        not timed or exact["rows_per_second"] >= MIN_TEXT_ROWS_PER_SECOND,
     )
     shares = ", ".join(f"{name} {share:.0%}" for name, share in exact["shares"].items())
     tell("  of which", shares)
@@ -159,7 +160,7 @@ def run(directory: Path, others: bool) -> int:
         "datasets, random rows",
         f"{hugging['rows_per_second']:,.0f} rows/s; vlmkit {ratio:.1f} times",
         f"at least {MIN_RANDOM_RATIO}",
-        ratio >= MIN_RANDOM_RATIO,
+        not timed or ratio >= MIN_RANDOM_RATIO,
     )
     if others:
         loaded = measured("json", "compact.json")

@@ -94,7 +94,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round of 20 steps; the time is not judged")
     options = parser.parse_args()
+    if options.quick:
+        options.steps, options.rounds = 20, 1
     hush()
     torch.set_num_threads(1)
     over: list[Moment] = []
@@ -115,7 +118,7 @@ def main() -> int:
         f"over the bare loop: {1000 * told.wall:.2f} ms a step, under {MAX_MILLISECONDS:.0f}; in CPU time {1000 * told.cpu:.2f} ms "
         f"(load average {load}){'' if good else '   MISSED'}"
     )
-    return 0 if good else 1
+    return 0 if good or options.quick else 1
 
 
 def middle(moments: Sequence[Moment]) -> Moment:
@@ -147,7 +150,7 @@ def datamodule(steps: int) -> Ready:
     data = Ready(
         name="shapes", sources=[shapes_manifest()], root=None, allow_absolute_paths=False, limit=steps,
         image_min_pixels=None, image_max_pixels=64 * 64, video_min_pixels=None, video_max_pixels=None, video_fps=None,
-        video_max_frames=None, max_tokens=None, overlong="error", on_bad_row="error", video_reader="auto",
+        video_max_frames=None, max_tokens=None, overlong="error", on_bad_row="error", max_bad_rows=None, video_reader="auto",
         media_timeout_seconds=60, on_bad_media="error", max_bad_media=0, batch_size=1,
         tokens_per_batch=None, patches_per_batch=None, order="sequential", heaviest_first=False, pixels="uint8",
         num_workers=0, cache_dir=Path(tempfile.gettempdir()) / "vlmkit-overhead", seed=0,

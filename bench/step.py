@@ -66,14 +66,20 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--width", type=int, default=512, help="of the language model; the rest follows")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, half a minute; speed and memory are not judged"
+    )
     options = parser.parse_args()
+    if options.quick:
+        options.rows, options.scale, options.rounds, options.width = 2, 0.05, 1, 256
     processor = load_processor(tiny_checkpoints().vision_language)
     samples = make_samples(options.rows, options.scale, processor)
     prove(processor, make_samples(4, 0.1, processor))
     pad, true = padded_tokens(samples), sum(len(one["input_ids"]) for one in samples)
     supervised = sum(int((one["labels"] != IGNORE_INDEX).sum()) for one in samples)
     print(f"{options.rows} rows: {true:,} tokens ({pad:,} padded), {supervised} supervised")
-    return 0 if all([measure(name, options, processor, samples, supervised) for name in options.settings]) else 1
+    met = [measure(name, options, processor, samples, supervised) for name in options.settings]
+    return 0 if all(met) or options.quick else 1
 
 
 def measure(name: str, options: argparse.Namespace, processor: Processor, samples: list[Sample], count: int) -> bool:

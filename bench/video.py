@@ -30,7 +30,10 @@ def main() -> int:
     parser.add_argument("--video", type=Path, help="a video file; else one is drawn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--reads", type=int, default=50, help="reads over which memory is watched")
+    parser.add_argument("--quick", action="store_true", help="one round, ten reads")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.reads = 1, 10
     with tempfile.TemporaryDirectory() as folder:
         video = options.video or draw_clip(Path(folder) / "drawn.mp4")
         processes = {name: ReadingProcess(name, timeout_seconds=60.0) for name in usable()}

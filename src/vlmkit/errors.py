@@ -76,3 +76,14 @@ class Interrupted(VlmkitError):
     """A run that a signal told to leave: saved, resumable. The status is that of a failure that passes (EX_TEMPFAIL)."""
 
     status = 75
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory, of a device or of the machine, does not suffice; torch is not needed to tell."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        words in message
+        for words in ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
+    )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from tests.training.conftest import run, write_manifest
 from vlmkit.config import conf_dir
+from vlmkit.training.callbacks.prediction import StartForecast
+from vlmkit.training.shards import local_part
 
 
 def look(*overrides: str, run_dir: Path | str = "runs/never", **more):
@@ -70,6 +74,17 @@ def bad(folder) -> Path:
 
 
 # --- as users run it --------------------------------------------------------------------------------------------------
+
+
+def test_fields_that_are_not_read_are_listed_with_their_counts(folder):
+    rows = json.loads((folder / "manifest.json").read_text())
+    path = folder / "fields.jsonl"
+    path.write_text(
+        "\n".join(json.dumps(row | {"source": "web"} | ({"score": 1} if n < 3 else {})) for n, row in enumerate(rows))
+    )
+    report = look(*llava(path))
+    assert "2 fields of the rows not read:\nsource: 24 rows\nscore: 3 rows" in told(report, "data", "note")
+    assert section(report, "data").figures["unread_fields"] == {"source": 24, "score": 3}
 
 
 def test_a_run_that_would_start(good, tmp_path):
@@ -132,8 +147,41 @@ def test_all_bad_rows_are_told_by_reason_even_where_the_first_would_stop_the_run
     assert report.num_steps == 3, "what is left is planned: five rows, two a pack"
 
 
+def test_more_bad_rows_than_may_be_skipped_are_an_error(bad):
+    report = look(*llava(bad), "data.on_bad_row=skip", "check.decode=false")
+    assert not report.starts
+    error = told(report, "data", "error")
+    assert "7 bad rows are more than data.max_bad_rows=0.01 allows (0 of 12)" in error
+    assert "vlmkit-check check.bad_rows=bad.jsonl lists all" in error
+
+
+@pytest.mark.parametrize(
+    "model", [[], ["model=qwen3_vl", "model.path=/nowhere"]], ids=["counted", "without a processor"]
+)
+def test_every_bad_row_is_listed_in_a_file(bad, model, folder, tmp_path):
+    rows = [json.loads(line) for line in bad.read_text().splitlines()[:11]]
+    many = folder / "many.jsonl"
+    many.write_text("\n".join(json.dumps(row) for row in rows + [rows[2] | {"image": f"no-{n}.png"} for n in range(9)]))
+    overrides = ["data=llava", f"data.sources=[{many}]", "data.batch_size=2", "check.decode=false", *model]
+    listed = tmp_path / "new" / "bad.jsonl"
+    report = look(*overrides, f"check.bad_rows={listed}")
+    assert f"15 bad rows listed in {listed}" in told(report, "data", "note")
+    entries = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert [entry["row"] for entry in entries] == [3, 4, 5, 6, 7, 8, *range(12, 21)]
+    assert {entry["file"] for entry in entries} == {str(many)}
+    assert [entry["reason"] for entry in entries][:3] == ["missing_media", "missing_media", "path_leaves_root"]
+    assert entries[-1]["finding"].startswith(f"image '{folder / 'no-8.png'}' not found")
+    assert not list(listed.parent.glob(".*"))
+
+
+def test_the_list_of_a_clean_manifest_is_empty(good, tmp_path):
+    report = look(*llava(good), "check.decode=false", f"check.bad_rows={tmp_path / 'bad.jsonl'}")
+    assert (tmp_path / "bad.jsonl").read_bytes() == b""
+    assert "0 bad rows listed" in told(report, "data", "note")
+
+
 def test_bad_rows_that_may_be_skipped_are_a_warning(bad):
-    report = look(*llava(bad), "data.on_bad_row=skip")
+    report = look(*llava(bad), "data.on_bad_row=skip", "data.max_bad_rows=7")
     assert report.starts
     assert "7 of 12 rows cannot be used. They are skipped" in told(report, "data", "warning")
     assert report.verdict() == "This run would start: 3 steps (1 warning above)."
@@ -349,21 +397,103 @@ def test_a_running_average_is_part_of_the_memory_that_is_forecast(good):
 
 
 @pytest.mark.parametrize(
-    ("trainer", "peak_is_known", "words"),
+    ("trainer", "words"),
     [
-        ("ddp", True, "One process ran alone, 2 will train: what they exchange, and that they share the processors"),
-        ("fsdp", False, "so peak memory is not forecast here"),
+        ("ddp", "One process ran alone, 2 will train: what they exchange, and that they share the processors"),
+        ("fsdp", "this process kept what the first of 2 ranks keeps"),
     ],
 )
-def test_of_several_ranks_it_is_said_what_one_process_cannot_know(good, trainer, peak_is_known, words):
+def test_of_several_ranks_it_is_said_what_one_process_cannot_know(good, trainer, words):
     report = look(
         *llava(good), "check.forecast=true", f"trainer={trainer}", "trainer.devices=2", "trainer.accelerator=cpu"
     )
     figures = section(report, "resources").figures
     assert words in told(report, "resources", "ok")
-    assert (figures["peak_bytes"] is not None) == peak_is_known
+    assert figures["peak_bytes"] is not None
     assert figures["forecast"]["num_steps"] == report.num_steps == 6
     assert figures["forecast"]["ranks"]["measured"] == 1
+    assert not torch.distributed.is_initialized()
+    assert "LOCAL_RANK" not in os.environ
+
+
+def test_a_rank_that_shares_the_model_holds_its_part_of_it(good):
+    """Weights are taken into memory as the trainer puts them there: whole, or an eighth."""
+    held: dict[str, list[int]] = {}
+    for strategy, devices in (("single", 1), ("fsdp", 8)):
+        sizes = held[strategy] = []
+
+        class Kept(StartForecast):
+            def on_train_start(self, trainer, pl_module, sizes=sizes):
+                sizes.append(sum(local_part(parameter.detach()).nbytes for parameter in pl_module.parameters()))
+                super().on_train_start(trainer, pl_module)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vlmkit.training.callbacks.prediction.StartForecast", Kept)
+            patch.setattr("vlmkit.cli.checking_resources.StartForecast", Kept)
+            look(
+                *llava(good),
+                "check.forecast=true",
+                f"trainer={strategy}",
+                f"trainer.devices={devices}",
+                "trainer.accelerator=cpu",
+            )
+    (whole,), (part,) = held["single"], held["fsdp"]
+    assert whole / 8 <= part < 1.05 * whole / 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ((), "weights, gradients and the optimiser's state take 0.04 GiB (16 bytes a trained parameter)"),
+        (("trainer.precision=bf16-true",), "take 0.05 GiB (16 bytes a trained parameter, 20 in the update)"),
+        (("trainer.precision=bf16-true", "optim.fp32_masters=false"), "take 0.02 GiB (8 bytes a trained parameter)"),
+        (
+            ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"),
+            "each of the 2 ranks keeps all of weights, gradients and the optimiser's state, and gradients once more",
+        ),
+        (
+            ("trainer=fsdp", "trainer.devices=8", "trainer.accelerator=cpu"),
+            "each of the 8 ranks keeps 1/8 of weights, gradients and the optimiser's state: 0.01 GiB",
+        ),
+    ],
+)
+def test_memory_is_that_of_a_rank_of_the_run(good, overrides, words):
+    assert words in told(look(*llava(good), *overrides), "resources", "ok")
+
+
+def test_a_checkpoint_of_bf16_weights_takes_14_bytes_a_trained_parameter(good):
+    report = look(*llava(good), "trainer.precision=bf16-true")
+    trained = sum(section(report, "model").figures["trained_parameters"].values())
+    figures = section(report, "resources").figures
+    assert figures["checkpoint_bytes"] == 14 * trained
+    assert figures["weights_bytes"] == 20 * trained
+
+
+def test_adapters_are_what_is_trained_of_a_part_that_has_them(good):
+    pytest.importorskip("peft", reason="adapters need PEFT: pip install 'vlmkit[lora]'")
+    report = look(
+        *llava(good), "model.lora.rank=4", "freeze=vision_frozen", "model.lora.language_model=[q_proj,v_proj]"
+    )
+    figures = section(report, "model").figures
+    trained = figures["trained_parameters"]["language_model"]
+    assert 0 < trained < 0.05 * figures["parameters"]["language_model"]
+    assert f"(its adapters trained: {trained:,})" in told(report, "model", "ok")
+    assert section(report, "resources").figures["checkpoint_bytes"] == 12 * sum(figures["trained_parameters"].values())
+
+
+@pytest.mark.parametrize("place", ["vlmkit.model.assembly.Assembly.build", "vlmkit.model.packed.PackedVLM.forward"])
+def test_a_model_that_does_not_fit_is_a_finding_and_no_traceback(good, monkeypatch, place):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
+
+    whole = look(*llava(good))
+    monkeypatch.setattr(place, full)
+    report = look(*llava(good), "check.forecast=true")
+    errors = told(report, "resources", "error")
+    assert "fit into the memory of cpu" in errors
+    assert "trainer=fsdp" in errors
+    assert not report.starts
+    assert whole.starts
 
 
 def test_a_forecast_that_the_run_leaves_out_is_not_made(good):

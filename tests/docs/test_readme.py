@@ -171,3 +171,14 @@ def test_the_table_of_benchmarks_is_the_generated_one():
     assert inside.strip() == markdown().strip(), "make tables writes it"
     for name in options_of("eval"):
         assert f"\n| {name} |" in README, name
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/index.md", "docs/install.md", "docs/parallel.md", "docs/runs.md", "bench/gpu.md"]
+)
+def test_the_first_screen_says_that_no_gpu_has_run_it_yet(page):
+    first_screen = (REPOSITORY / page).read_text(encoding="utf-8").splitlines()[:30]
+    assert re.search(
+        r"The CUDA paths have (not been run on a GPU yet|been written and reviewed, and not run)",
+        "\n".join(first_screen),
+    )

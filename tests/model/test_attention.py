@@ -11,6 +11,7 @@ import torch
 import torch.nn.attention.varlen as torch_varlen
 from torch.nn.attention import current_flash_attention_impl
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.families.fixtures import checkpoint, family, load_stock, of_every_family, stock_inputs
 from tests.families.fixtures import family_processor as processor
@@ -179,6 +180,55 @@ def test_packed_on_a_kernel_equals_the_unpacked_stock_model(
 def distance(found, wanted):
     """Norm of the difference by the norm."""
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that are no views; those inside a stand-in are one, as the kernel is."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.inside = 0, False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view and not self.inside
+        return func(*args, **(kwargs or {}))
+
+    def as_one(self, function):
+        def call(*args, **kwargs):
+            self.inside = True
+            result = function(*args, **kwargs)
+            self.inside, self.count = False, self.count + 1
+            return result
+
+        return call
+
+
+@pytest.mark.parametrize("num_segments", [1, 8, 21])
+def test_a_packed_layer_launches_what_one_sample_does(num_segments, checkpoint, monkeypatch):
+    """Measured 1.00 to 1.02 times the operations of the stock layer on one sample, under autocast; 1.2 is the limit."""
+    stock = load_stock(checkpoint, torch.float32).train()
+    model = copy.deepcopy(stock)
+    PackedVLM(model, pixel_mean=[0.5] * 3, pixel_std=[0.5] * 3)
+    lengths = [20 + number % 3 for number in range(num_segments)]
+
+    def launches(hf, num_tokens, **arguments):
+        language = hf.model.language_model
+        layer = next(layer for layer in language.layers if hasattr(layer, "self_attn"))
+        positions = torch.arange(num_tokens)[None]
+        hidden = torch.randn(1, num_tokens, language.config.hidden_size)
+        rotary = language.rotary_emb(hidden, positions[None].expand(3, -1, -1))
+        counted = Launches()
+        monkeypatch.setattr(torch_varlen, "varlen_attn", counted.as_one(torch_varlen.varlen_attn))
+        with torch.autocast("cpu", torch.bfloat16), counted:
+            layer(hidden, position_embeddings=rotary, position_ids=positions, use_cache=False, **arguments)
+        return counted.count
+
+    alone = launches(stock, 20)
+    on_gpu(monkeypatch, "varlen")
+    row = Segments(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), lengths)
+    packed = launches(model, sum(lengths), cu_seq_lens_q=row, seqlens=row)
+    assert row.attention.ran == {"varlen": 1}
+    assert packed <= 1.2 * alone
 
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

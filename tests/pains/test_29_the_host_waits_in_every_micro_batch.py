@@ -31,7 +31,7 @@ STAGES = {
 ALLOWED = {
     "Tensor.cpu at guard.py:send": "on a GPU the branch beside it runs: a copy to pinned memory without waiting",
     "aten::_local_scalar_dense at guard.py:receive": "the loss of the step before, in host memory since that step ended",
-    "Tensor.to(device) at precision.py:clip_grad_by_norm": "PyTorch moves the factor to where the gradients, and so it, are",
+    "Tensor.to(device) at module.py:configure_gradient_clipping": "PyTorch moves the factor to where the gradients, and so it, are",
     **{
         f"Tensor.to(device) at modeling_{name}.py:forward": "rotary frequencies, a buffer that is on the device already"
         for name in FAMILIES
@@ -88,7 +88,7 @@ def test_a_step_that_is_not_logged_never_waits(stage, family, checkpoint, cache,
         path=tmp_path / "train.jsonl", every_n_steps=100, num_steps=lambda: 4, source_names=["rows"], epoch_at=float,
         progress=False,
     )  # fmt: skip
-    fit(
+    module = fit(
         data,
         checkpoint,
         tmp_path,
@@ -99,6 +99,9 @@ def test_a_step_that_is_not_logged_never_waits(stage, family, checkpoint, cache,
         gradient_clip_val=1.0,
     )
     assert waits.num_operations > 500
+    assert not module.trainer.optimizers[0]._step_supports_amp_scaling, (
+        "gradients would be clipped before they are unscaled"
+    )
     assert begin.context is None
     assert sorted(set(waits.found) - set(ALLOWED)) == []
 

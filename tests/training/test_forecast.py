@@ -86,30 +86,27 @@ def test_a_run_of_one_step_rehearses_that():
     assert sorted(later.tolist()) == [0, 1, 2, 3, 4, 5]
 
 
-def test_one_process_does_not_guess_what_ranks_that_share_a_model_take():
-    ranks = Ranks(number=8, measured=1, sharing="model")
-    peak, resting, notes = memory_of_a_rank(rehearsal(), ranks, GIB, 2 * GIB, on_cpu=False)
-    assert peak is None
-    assert resting is None
-    assert "7.00 GiB with the whole model" in notes[0]
-    assert "Each of the 8 ranks will keep a 8th" in notes[0]
-    assert "not forecast here" in notes[0]
-    here = Ranks(number=8, measured=8, sharing="model")
-    assert memory_of_a_rank(rehearsal(), here, GIB, 2 * GIB, on_cpu=False)[0] == 7 * GIB
+@pytest.mark.parametrize("measured", [1, 8])
+def test_memory_of_ranks_that_share_a_model_is_that_of_the_one_that_was_measured(measured):
+    """One process in the place of the first rank keeps what that keeps; it is said that it was alone."""
+    ranks = Ranks(number=8, measured=measured, sharing="model")
+    peak, resting, notes = memory_of_a_rank(rehearsal(), ranks, GIB, on_cpu=False)
+    assert (peak, resting) == (7 * GIB, 3 * GIB)
+    assert ("this process kept what the first of 8 ranks keeps" in notes[0]) == (measured == 1)
 
 
 @pytest.mark.parametrize(("measured", "on_cpu", "more"), [(1, False, 1), (1, True, 1), (2, True, 1), (2, False, 0)])
 def test_gradients_stand_twice_where_ranks_exchange_them(measured, on_cpu, more):
     """On CUDA the buckets of an exchange are in memory once it is set up; a CPU does not hold them until they are used."""
     ranks = Ranks(number=2, measured=measured, sharing="gradients")
-    peak, resting, notes = memory_of_a_rank(rehearsal(), ranks, GIB, 2 * GIB, on_cpu=on_cpu)
+    peak, resting, notes = memory_of_a_rank(rehearsal(), ranks, GIB, on_cpu=on_cpu)
     assert (peak, resting) == ((7 + more) * GIB, (3 + more) * GIB)
     assert ("1.00 GiB of it for the exchange of gradients" in notes[0]) == bool(more)
 
 
 def test_where_memory_is_not_measured_it_is_said():
     nothing = rehearsal(peak_bytes=None, resting_bytes=None)
-    assert memory_of_a_rank(nothing, Ranks(number=1, measured=1, sharing="nothing"), 0, 0, on_cpu=True) == (
+    assert memory_of_a_rank(nothing, Ranks(number=1, measured=1, sharing="nothing"), 0, on_cpu=True) == (
         None,
         None,
         ["Peak memory is not measured on this system."],

@@ -45,6 +45,10 @@ def _check_settings(settings: DictConfig) -> None:
         raise ConfigError(f"check.format={settings.format}: choose one of {', '.join(FORMATS)}.")
     if settings.limit is not None and (type(settings.limit) is not int or settings.limit < 1):
         raise ConfigError(f"check.limit={settings.limit}: wanted a whole number of at least 1, or null.")
+    if settings.bad_rows is not None and (
+        type(settings.bad_rows) is not str or Path(settings.bad_rows).expanduser().is_dir()
+    ):
+        raise ConfigError(f"check.bad_rows={settings.bad_rows}: wanted a file to write, such as bad.jsonl, or null.")
     if type(settings.decode) is not bool and (type(settings.decode) is not int or settings.decode < 1):
         raise ConfigError(f"check.decode={settings.decode}: wanted true, false or a number of rows.")
     if settings.forecast is not None and type(settings.forecast) is not bool:

@@ -19,6 +19,8 @@ from vlmkit.cli.checks import Checked
 from vlmkit.cli.findings import Report, Section
 from vlmkit.cli.training import (
     check_numbers,
+    compare_settings,
+    make_lora,
     make_trainer,
     model_source,
     optimizer_node,
@@ -32,7 +34,8 @@ from vlmkit.model.attention import KERNEL_NAMES, attention_dtype, choose_kernel,
 from vlmkit.model.checkpoint import check_replaceable
 from vlmkit.model.fit import end_token, misfits, sizes, weight_faults, without_weights
 from vlmkit.model.freeze import FreezePolicy
-from vlmkit.model.parts import PARTS
+from vlmkit.model.lora import Lora
+from vlmkit.model.parts import PARTS, Part
 from vlmkit.processing.processor import load_processor
 from vlmkit.training.optim import OptimizerPlan, parameter_groups
 from vlmkit.training.state import find_checkpoint, read_state
@@ -88,6 +91,8 @@ def config_section(checked: Checked) -> Section:
     with section.guarded():
         if config.resume_from and (found := find_checkpoint(str(config.resume_from), checked.run_dir)):
             checked.state, checked.checkpoint = read_state(found), found
+            if checked.trainer is not None:
+                compare_settings(config, checked.trainer, checked.state, found)
     with section.guarded():
         refuse_occupied(checked.run_dir, checked.checkpoint)
     with section.guarded():
@@ -142,19 +147,31 @@ def _look_at_parts(checked: Checked, section: Section) -> None:
     """Sizes of the parts, what is trained of each, and whether an optimiser can be made of it."""
     assert checked.hf_config is not None
     model = without_weights(checked.hf_config)
+    lora = make_lora(checked.config.model.lora)
+    if lora is not None:
+        lora.inject(model)
     if checked.freeze is not None:
-        checked.freeze.apply(model)
-        checked.freeze.set_modes(model)
+        if lora is None:
+            checked.freeze.apply(model)
+            checked.freeze.set_modes(model)
+        else:
+            lora.choose(model, checked.freeze)
         if checked.optim is not None:
             parameter_groups(model.named_parameters(), checked.optim)
-    checked.sizes = sizes(model)
+    checked.model, checked.sizes = model, sizes(model)
     section.figures["parameters"] = dict(checked.sizes.parameters)
     section.figures["trained_parameters"] = dict(checked.sizes.trained)
-    told = [
-        f"{part} {checked.sizes.parameters[part]:,} ({'trained' if checked.sizes.trained[part] else 'frozen'})"
+    parts = [
+        f"{part} {checked.sizes.parameters[part]:,} ({_what_is_trained(checked.sizes.trained[part], lora, part)})"
         for part in PARTS
     ]
-    section.add("ok", f"parameters: {', '.join(told)}")
+    section.add("ok", f"parameters: {', '.join(parts)}")
+
+
+def _what_is_trained(trained: int, lora: Lora | None, part: Part) -> str:
+    if lora is not None and lora.targets(part):
+        return f"its adapters trained: {trained:,}"
+    return "trained" if trained else "frozen"
 
 
 def _look_at_limits(checked: Checked, section: Section) -> None:

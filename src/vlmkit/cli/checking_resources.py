@@ -12,20 +12,23 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 from vlmkit.cli.checks import Checked
 from vlmkit.cli.findings import Section
-from vlmkit.cli.training import Run, make_bad_media, make_lora, make_module, make_trainer
+from vlmkit.cli.training import Run, make_bad_media, make_lora, make_module, make_trainer, weights_dtype
 from vlmkit.config import build
+from vlmkit.errors import is_out_of_memory
 from vlmkit.training.callbacks.average import WeightAverage
 from vlmkit.training.callbacks.prediction import StartForecast, sharing_of
+from vlmkit.training.footprint import Footprint, count_footprint
 from vlmkit.training.forecast import Ranks
+from vlmkit.training.rehearsal import RehearsalError
+from vlmkit.training.strategy import FirstOfRanks, ShardedStrategy
 
 Forecast = Callable[[Run, Section], None]
 """Fills in what a run would take; `run.data` is planned, nothing is trained yet."""
 _GIB = 1 << 30
-_ADAM_STATES = 2
 
 
 def resources_section(checked: Checked, forecast: Forecast) -> Section:
@@ -33,8 +36,9 @@ def resources_section(checked: Checked, forecast: Forecast) -> Section:
     section = Section(name="resources")
     with section.guarded():
         _tell_devices(checked, section)
-    if checked.sizes is not None:
-        _tell_weights(checked, section)
+    if checked.model is not None and checked.freeze is not None and checked.optim is not None:
+        with section.guarded():
+            _tell_weights(checked, section)
     _tell_loading(checked, section)
     wanted = checked.config.check.forecast
     if wanted is False or (wanted is None and not torch.cuda.is_available()):
@@ -65,22 +69,71 @@ def _tell_devices(checked: Checked, section: Section) -> None:
 
 
 def _tell_weights(checked: Checked, section: Section) -> None:
-    """Memory of weights, gradients and optimiser, and the disk that checkpoints take."""
-    assert checked.sizes is not None
-    total, trained = sum(checked.sizes.parameters.values()), sum(checked.sizes.trained.values())
-    width = {"bf16-true": 2, "16-true": 2, "64-true": 8, "64": 8}.get(str(checked.config.trainer.precision), 4)
-    memory = total * width + trained * width * (1 + _ADAM_STATES)
-    section.figures["weights_bytes"] = memory
-    section.add("ok", f"weights, gradients and AdamW's states take {memory / _GIB:.2f} GiB; activations come on top")
+    """Memory of weights, gradients and optimiser of a rank, and the disk that checkpoints take."""
+    ranks = _ranks(checked)
+    found = _footprint(checked, ranks)
+    section.figures |= {
+        "weights_bytes": found.update,
+        "resting_bytes": found.resting,
+        "checkpoint_bytes": found.checkpoint,
+    }
+    backward, update, _ = found.per_trained
+    each = f"{backward:.0f} bytes a trained parameter" + (f", {update:.0f} in the update" if update > backward else "")
+    what = "weights, gradients and the optimiser's state"
+    if ranks.sharing == "model" and ranks.number > 1:
+        told = (
+            f"each of the {ranks.number} ranks keeps 1/{ranks.number} of {what}: {_gib(found.update)} ({each}, shared); "
+            f"it gathers {_gib(found.gathered)} at a time"
+        )
+    elif ranks.number > 1:
+        told = f"each of the {ranks.number} ranks keeps all of {what}, and gradients once more for the exchange: {_gib(found.update)} ({each})"
+    else:
+        told = f"{what} take {_gib(found.update)} ({each})"
+    section.add("ok", f"{told}; activations come on top")
     keep = checked.config.save.keep or 10
-    disk = keep * trained * width * (1 + _ADAM_STATES) + total * width
+    disk = keep * found.checkpoint + found.export
     free = shutil.disk_usage(_existing(checked.run_dir)).free
     section.figures |= {"disk_needed_bytes": disk, "disk_free_bytes": free}
-    told = f"checkpoints and hf/ take about {disk / _GIB:.2f} GiB in run_dir, {free / _GIB:.0f} GiB are free"
+    told = (
+        f"checkpoints ({_gib(found.checkpoint)} each) and hf/ take about {_gib(disk)} in run_dir, {_gib(free)} are free"
+    )
     if disk > free:
         section.add("warning", f"{told}. Lower save.keep or choose another run_dir")
     else:
         section.add("ok", told)
+
+
+def _ranks(checked: Checked) -> Ranks:
+    """Who would train."""
+    sharing = sharing_of(checked.trainer.strategy) if checked.trainer else "nothing"
+    return Ranks(number=checked.num_ranks, measured=1, sharing=sharing)
+
+
+def _footprint(checked: Checked, ranks: Ranks) -> Footprint:
+    assert checked.optim is not None
+    config = checked.config
+    precision = str(config.trainer.precision)
+    dtype = weights_dtype(precision)
+    strategy = checked.trainer.strategy if checked.trainer else None
+    return count_footprint(
+        checked.model,
+        checked.optim,
+        dtype=dtype,
+        compute_dtype=torch.bfloat16 if precision.startswith("bf16") else dtype,
+        ranks=ranks,
+        averaged=any(isinstance(one, WeightAverage) for one in _configured_callbacks(config)),
+        whole_gradients=isinstance(strategy, ShardedStrategy)
+        and not strategy.reduce_every_micro_batch
+        and checked.accumulate > 1,
+    )
+
+
+def _configured_callbacks(config: DictConfig) -> list[Callback]:
+    return [build(node, cast(Any, Callback)) for node in config.callbacks.values() if node]
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.2f} GiB"
 
 
 def _existing(path: Path) -> Path:
@@ -121,7 +174,11 @@ def _as_run(checked: Checked) -> Run | None:
 def forecast_by_rehearsal(run: Run, section: Section) -> None:
     """What the start of the run would forecast: the same callback, in a Trainer that stops before the first step.
 
-    One process stands for all ranks; what that leaves open is said (`Forecast.notes`).
+    One process takes the place of the first rank and keeps what that would keep: under DDP the whole model, under FSDP2 its
+    part. What that leaves open is said (`Forecast.notes`).
+
+    Raises:
+        RehearsalError: the model, its optimiser or a step does not fit into memory.
     """
     if run.config.callbacks.get("forecast") is None:
         section.add("note", "no forecast: callbacks.forecast=null leaves it out")
@@ -131,11 +188,20 @@ def forecast_by_rehearsal(run: Run, section: Section) -> None:
         return
     ranks = Ranks(number=run.trainer.world_size, measured=1, sharing=sharing_of(run.trainer.strategy))
     asked = build(run.config.callbacks.forecast, StartForecast, "callbacks.forecast", data=run.data, ranks=ranks)
-    observers = [build(node, cast(Any, Callback)) for node in run.config.callbacks.values() if node]
-    averages = [one for one in observers if isinstance(one, WeightAverage)]  # they take memory of their own
+    callbacks = _configured_callbacks(run.config)
+    averages = [one for one in callbacks if isinstance(one, WeightAverage)]  # they take memory of their own
     trainer = _trainer_alone(run)
     cast(Any, trainer).callbacks.extend([*averages, asked, _StopBeforeTheFirstStep()])
-    trainer.fit(make_module(run), train_dataloaders=range(1))  # it stops before it asks for a batch
+    try:
+        trainer.fit(make_module(run), train_dataloaders=range(1))  # it stops before it asks for a batch
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RehearsalError(
+            f"The model and its optimiser do not fit into the memory of {trainer.strategy.root_device}: {_first_line(error)} "
+            "Share the model among more devices (trainer=fsdp trainer.devices=8), train adapters (model.lora.rank=16) or "
+            "fewer parts (freeze=), or use narrower weights (trainer.precision=bf16-true)."
+        ) from error
     made = asked.made
     assert made is not None
     section.figures |= {
@@ -146,6 +212,10 @@ def forecast_by_rehearsal(run: Run, section: Section) -> None:
     }
     first, *rest = made.to_text().splitlines()
     section.add("ok", first, [line.strip() for line in rest])
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".") + "."
 
 
 class _StopBeforeTheFirstStep(Callback):
@@ -161,5 +231,10 @@ def _trainer_alone(run: Run) -> L.Trainer:
     with open_dict(config):
         config.logger = {}
         if run.trainer.world_size > 1:
-            config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
+            config.trainer.devices, config.trainer.num_nodes = 1, 1
+            if sharing_of(run.trainer.strategy) == "model":
+                config.trainer.strategy._target_ = f"{FirstOfRanks.__module__}.{FirstOfRanks.__qualname__}"
+                config.trainer.strategy.num_ranks = run.trainer.world_size
+            else:
+                config.trainer.strategy = "auto"
     return make_trainer(config, run.run_dir)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
 from omegaconf import DictConfig
@@ -31,6 +31,7 @@ class Checked:
     """The objects of a run, as far as they could be made; None is what an error left unmade.
 
     Attributes:
+        model: The stock model without memory, adapted and frozen as it would be trained.
         counted, judged, planned: How far the data came: index, verdicts, plan.
         decoded: Rows that were really decoded.
         num_steps: Optimiser steps of the run.
@@ -45,6 +46,7 @@ class Checked:
     optim: OptimizerPlan | None = None
     trainer: L.Trainer | None = None
     hf_config: PreTrainedConfig | None = None
+    model: Any = None
     sizes: Sizes | None = None
     state: RunState | None = None
     checkpoint: Path | None = None

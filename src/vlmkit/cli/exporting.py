@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from vlmkit.cli.training import EXPORT_DTYPES, TRAINING_DTYPES, export_dtype, make_lora, model_source
+from vlmkit.cli.training import EXPORT_DTYPES, export_dtype, make_lora, model_source, weights_dtype
 from vlmkit.config import build, read_config, run_named_by, targets
 from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.model.adapters import save_adapter
@@ -145,7 +145,7 @@ def load_trained(checkpoint: Path, *, weights: Weights = "auto") -> TrainedModel
     averages = _wants_averages(config, checkpoint, weights)
     source, lora = model_source(config.model), make_lora(config.model.lora)
     processor = load_processor(source.processor_source, budget=pixel_budget(config.data))
-    vlm = source.build(dtype=TRAINING_DTYPES.get(str(config.trainer.precision), torch.float32))
+    vlm = source.build(dtype=weights_dtype(str(config.trainer.precision)))
     if lora is not None:
         lora.inject(vlm.model)
     packed = PackedVLM(vlm.model, pixel_mean=processor.pixel_mean, pixel_std=processor.pixel_std)

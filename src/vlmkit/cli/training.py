@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +17,14 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from vlmkit import __version__
 from vlmkit.batch import Batch
 from vlmkit.cli.checkpoints import exported, locate_model
-from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
+from vlmkit.cli.contract import check_allowed, check_assembly, check_contract, check_resumable, run_contract
 from vlmkit.cli.ranks import launch_name, part, use_command
 from vlmkit.cli.telling import end_table, make_loggers, opened
 from vlmkit.cli.validating import held_out_data, make_data, make_validator
@@ -75,8 +75,7 @@ BEST = Path("checkpoints", "hf_best")
 """Where a run exports what is best by `save.best`."""
 _OURS = ("attn_implementation", "gradient_checkpointing", "compile", "kernels", "lora")
 """Settings of `model` that concern training, not how the model is made."""
-TRAINING_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64}
-"""Types of the weights in training by `trainer.precision`; float32 by any other."""
+_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64}
 EXPORT_DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """What `save.dtype` takes."""
 
@@ -93,6 +92,7 @@ class Run:
     freeze: FreezePolicy
     lora: Lora | None
     state: RunState | None
+    applied: set[str] = field(default_factory=set[str])
     checkpoint: Path | None
     trainer: L.Trainer
     bad_media: BadMedia
@@ -314,8 +314,13 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         for difference in check_contract(Path(config.model.path), processor, config.get("init_allow") or []):
             print(f"Allowed by init_allow: {difference}")
     trainer = make_trainer(config, run_dir)
+    state, applied = None, {}
     if checkpoint:
         check_whole(checkpoint)
+        state = read_state(checkpoint)
+        applied = compare_settings(config, trainer, state, checkpoint)
+        for change in (change for changes in applied.values() for change in changes):
+            print(f"Applied by resume_allow: {change}")
     return Run(
         config=config,
         run_dir=run_dir,
@@ -324,11 +329,22 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         processor=processor,
         lora=make_lora(config.model.lora),
         freeze=build(config.freeze, FreezePolicy),
-        state=read_state(checkpoint) if checkpoint else None,
+        state=state,
+        applied=set(applied),
         checkpoint=checkpoint,
         trainer=trainer,
         bad_media=make_bad_media(data),
     )
+
+
+def compare_settings(config: DictConfig, trainer: L.Trainer, state: RunState, checkpoint: Path) -> dict[str, list[str]]:
+    """Differences from the settings of a checkpoint that `resume_allow` has applied, by kind, in words.
+
+    Raises:
+        ConfigError: there are others.
+    """
+    allowed = OmegaConf.to_container(config.get("resume_allow") or OmegaConf.create([]))
+    return check_resumable(checkpoint, state.contract, run_contract(config, precision=str(trainer.precision)), allowed)
 
 
 def refuse_occupied(run_dir: Path, checkpoint: Path | None) -> None:
@@ -373,6 +389,9 @@ def make_trainer(config: DictConfig, run_dir: Path) -> L.Trainer:
             L.Trainer,
             "trainer",
             max_epochs=1,  # the plan holds all epochs and is one of Lightning's
+            # So callbacks take it that validations come within the epoch: ours do, by `Validator`.
+            check_val_every_n_epoch=None,
+            val_check_interval=1,
             use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -454,10 +473,15 @@ def take_up(data: PackedDataModule, freeze: FreezePolicy, state: RunState, check
     data.start_pack, data.start_step = state.consumed_packs, state.step
 
 
+def weights_dtype(precision: str) -> torch.dtype:
+    """The type that weights have under a precision of the Trainer."""
+    return _DTYPES.get(precision, torch.float32)
+
+
 def make_module(run: Run) -> TrainingModule:
     """The LightningModule; the model itself is made when the Trainer asks for it."""
     model, lora = run.config.model, run.lora
-    dtype = TRAINING_DTYPES.get(str(run.config.trainer.precision), torch.float32)
+    dtype = weights_dtype(str(run.config.trainer.precision))
 
     def packed(made: VLM | Sketch) -> PackedVLM:
         run.made.append(made)
@@ -488,7 +512,7 @@ def make_module(run: Run) -> TrainingModule:
             return made, sketch.read
         return made, lora.reader(sketch.read, made.hf, seed=run.config.seed)
 
-    return TrainingModule(
+    module = TrainingModule(
         make_model=make_model,
         make_sketch=make_sketch,
         lora=lora,
@@ -496,6 +520,8 @@ def make_module(run: Run) -> TrainingModule:
         optimizer_plan=build(optimizer_node(run.config.optim), OptimizerPlan),
         count_steps=run.data.num_steps,
     )
+    module.applies_plan = not run.applied.isdisjoint({"optim", "schedule"})
+    return module
 
 
 def optimizer_node(node: DictConfig) -> DictConfig:
@@ -505,9 +531,9 @@ def optimizer_node(node: DictConfig) -> DictConfig:
     made_later = node.copy()
     with open_dict(made_later):  # a composed config takes no new keys
         several = "_target_" not in made_later.optimizer
-        for node in made_later.optimizer.values() if several else [made_later.optimizer]:
-            if isinstance(node, DictConfig):
-                node["_partial_"] = True
+        nodes = [*made_later.optimizer.values()] if several else [made_later.optimizer]
+        for makes in (node for node in nodes if isinstance(node, DictConfig)):
+            makes["_partial_"] = True
     return made_later
 
 
@@ -525,11 +551,18 @@ class Watchers:
 def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
     """Give the Trainer its observers: those of the config, and guard, log, checkpoints and group table."""
     save, log, data = run.config.save, run.config.log, run.data
+    contract = run_contract(run.config, precision=str(run.trainer.precision))
 
     def state_at(step: int) -> RunState:
         steps = data.steps(run.trainer.world_size, run.accumulate)
         consumed = steps.num_consumed(step - data.start_step)
-        return RunState(step=step, consumed_packs=consumed, plan_key=data.plan.key, freeze=vars(run.freeze))
+        return RunState(
+            step=step,
+            consumed_packs=consumed,
+            plan_key=data.plan.key,
+            freeze=vars(run.freeze),
+            contract=contract,
+        )
 
     def epoch_at(step: int) -> float:
         consumed = state_at(step).consumed_packs
@@ -589,21 +622,14 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         save=checkpointer.save,
         paused=leave_out,
     )
+    ours = [one for one in configured if type(one).__module__.startswith("vlmkit.")]
+    others = [one for one in configured if one not in ours]
+    check_monitors(others, validator)
     # The guard stands first: a strange loss is told before its gradients are. The log stands before the checkpointer:
-    # when a checkpoint is there, so is its line.
+    # when a checkpoint is there, so is its line. Callbacks that are not ours find both logged.
     attention = AttentionReport()
-    cast(Any, run.trainer).callbacks.extend(
-        [
-            GroupTable(),
-            attention,
-            guard,
-            *configured,
-            run.bad_media,
-            step_log,
-            *([validator] if validator else []),
-            checkpointer,
-        ]
-    )
+    observers = [GroupTable(), attention, guard, *ours, run.bad_media, step_log, *others]
+    cast(Any, run.trainer).callbacks.extend([*observers, *([validator] if validator else []), checkpointer])
     if save.export_every_n_steps:  # last, so that an export is younger than the checkpoint of its step
         exporter = Exporter(
             run_dir=run.run_dir,
@@ -614,6 +640,34 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         )
         cast(Any, run.trainer).callbacks.append(exporter)
     return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator, attention=attention)
+
+
+def check_monitors(callbacks: Sequence[Callback], validator: Validator | None) -> None:
+    """Refuse a callback that waits for what is never measured.
+
+    Args:
+        callbacks: Those of the config that are not vlmkit's.
+        validator: Measures; None: nothing is validated.
+
+    Raises:
+        ConfigError: naming the callback and what it monitors.
+    """
+    measured = validator.metrics if validator else ()
+    for one in callbacks:
+        monitor = getattr(one, "monitor", None)
+        if not isinstance(monitor, str):
+            continue
+        if not monitor.startswith("train/") and monitor not in measured:
+            raise ConfigError(
+                f"callbacks: {type(one).__name__} monitors {monitor}, which is not measured in this run. Measured: "
+                f"{', '.join(measured) or 'nothing'}, and the figures of train.jsonl, such as train/loss. Set data.validation or "
+                "validate.benchmarks."
+            )
+        if isinstance(one, EarlyStopping) and validator is None:
+            raise ConfigError(
+                f"callbacks: {type(one).__name__} looks at {monitor} at each validation, and there are none in this run. Set "
+                "data.validation or validate.benchmarks."
+            )
 
 
 def trained_groups(module: TrainingModule) -> dict[str, tuple[int, float]]:

@@ -108,6 +108,7 @@ def make_validator(
         stop_after=config.validate.stop_after,
         save=save,
         paused=paused,
+        metrics=known,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlmkit.data.collation import PackInfo, pack_samples
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, is_out_of_memory
 from vlmkit.generation.ahead import Prompt, Unready
 from vlmkit.generation.cache import RowCache
 from vlmkit.model.packed import PackedVLM
@@ -302,14 +302,3 @@ class _Decoding:
 
     def _new_cache(self) -> RowCache:
         return RowCache(num_layers=len(self.hf.model.language_model.layers), num_rows=self.num_rows)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory, of a device or of the machine, does not suffice."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    told = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        words in told
-        for words in ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
-    )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vlmkit.conversation import Conversation
-from vlmkit.errors import DataError
-from vlmkit.generation.decoding import Answered, is_out_of_memory
+from vlmkit.errors import DataError, is_out_of_memory
+from vlmkit.generation.decoding import Answered
 from vlmkit.processing.encode import encode_prompt
 from vlmkit.processing.processor import Processor
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from vlmkit.data.dealing import Steps
 from vlmkit.data.plan import pack_weights
@@ -136,7 +135,6 @@ def forecast(
     plan = steps.plan
     first, later = first_and_later(steps, fresh=parts.optimizer is not None)
     trained = sum(local_part(p.detach()).nbytes for p in parts.packed.parameters() if p.requires_grad)
-    whole = _shared_bytes(parts)
     found = rehearse(
         parts, first=first, heavy=heaviest(steps, later), timed=timed_packs(steps, later, packs), rounds=rounds
     )
@@ -156,7 +154,7 @@ def forecast(
     fastest = seconds_of(lambda one: min(one.cpu_seconds) if on_cpu else min(one.seconds))
     left = float(work[steps.start_pack :].sum())
     of_epoch = float(count.executed_of(*(np.array([number]) for number in epoch)).sum())
-    peak, resting, notes = memory_of_a_rank(found, ranks, trained, whole, on_cpu=on_cpu)
+    peak, resting, notes = memory_of_a_rank(found, ranks, trained, on_cpu=on_cpu)
     share = _cpu_share(found.calibrations) if on_cpu else None
     return Forecast(
         num_steps=len(steps),
@@ -261,31 +259,20 @@ def _cpu_share(calibrations: Sequence[Calibration]) -> float:
     return min(gather(min(1.0, sum(sum(one.cpu_seconds) for one in calibrations) / max(wall, 1e-9))))
 
 
-def _shared_bytes(parts: Parts) -> int:
-    """Weights and gradients, of a model that is whole here; with the optimiser's state, what ranks of FSDP2 share."""
-    tensors: list[nn.Parameter] = list(parts.packed.parameters())
-    return sum(p.nbytes * (1 + p.requires_grad) for p in tensors)
-
-
 def memory_of_a_rank(
-    found: Rehearsal, ranks: Ranks, trained: int, whole: int, *, on_cpu: bool
+    found: Rehearsal, ranks: Ranks, trained: int, *, on_cpu: bool
 ) -> tuple[int | None, int | None, list[str]]:
     """Peak and resting memory of a rank, and what is to be said of them."""
     peak, resting = found.peak_bytes, found.resting_bytes
     if peak is None or resting is None:
         return None, None, ["Peak memory is not measured on this system."]
     where = "of the process, its libraries included" if on_cpu else "of the device"
-    if ranks.sharing == "model" and ranks.alone:
-        return (
-            None,
-            None,
-            [
-                f"One process took {peak / _GIB:.2f} GiB with the whole model, weights and gradients of {whole / _GIB:.2f} GiB among "
-                f"them. Each of the {ranks.number} ranks will keep a {ranks.number}th of these and of the optimiser's state; what "
-                "they gather in between is measured by the start of the run only, so peak memory is not forecast here."
-            ],
-        )
     notes = [f"Memory is {where}."]
+    if ranks.sharing == "model" and ranks.alone:
+        notes = [
+            f"Memory is {where}: this process kept what the first of {ranks.number} ranks keeps. Buffers that the exchange "
+            "between devices has for itself are not in it."
+        ]
     if ranks.sharing == "gradients" and (ranks.alone or on_cpu):
         peak, resting = peak + trained, resting + trained  # the exchange's buckets, not there yet or not touched yet
         notes = [

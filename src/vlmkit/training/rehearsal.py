@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from vlmkit.batch import Batch
 from vlmkit.data.dataset import to_device
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, is_out_of_memory
 from vlmkit.model.packed import PackedVLM
 from vlmkit.training.memory import is_measured, mark_peak, peak_bytes, used_bytes
 from vlmkit.training.ranks import gather
@@ -160,7 +160,9 @@ def rehearse(parts: Parts, *, first: int | None, heavy: Sequence[int], timed: Se
 def _run(parts: Parts, number: int, batch: Batch) -> _Taken:
     try:
         return _step(parts, batch)
-    except torch.cuda.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise RehearsalError(
             f"A step of pack {number} ({sum(batch['seqlens']):,} tokens, {sum(batch['vision_seqlens']):,} patches), of the "
             f"heaviest of the run, does not fit into the memory of {parts.device}. Lower data.tokens_per_batch (or "

@@ -7,11 +7,11 @@ read by either kind of run: `load_shards` takes a rank's part of both, `read_who
 
 from __future__ import annotations
 
-import copy
 import io
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path, PurePath
 from pickle import Unpickler, UnpicklingError
 from typing import Any, cast
@@ -300,6 +300,20 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def nonfinite_names(module: nn.Module) -> list[str]:
+    """Names of trained tensors, and of their averages, that hold NaN or infinity on this rank; one wait for the device."""
+    tensors = dict(trained_parameters(module))
+    averages: dict[str, Tensor] = getattr(module, AVERAGES, None) or {}
+    tensors |= {f"{AVERAGES}.{name}": average for name, average in averages.items()}
+    parts = {name: part for name, tensor in tensors.items() if (part := local_part(tensor)).numel()}
+    if not parts:
+        return []
+    # The largest magnitude is NaN where any number is, and infinite where one is: no copy of the tensor is made.
+    largest = [torch.linalg.vector_norm(part, torch.inf).float() for part in parts.values()]
+    sound = torch.stack(largest).isfinite().tolist()
+    return [name for name, finite in zip(parts, sound, strict=True) if not finite]
+
+
 def any_rank(flags: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """Flags raised on any rank, where the tensors they tell of are sharded; every rank must call."""
     if any(isinstance(tensor, DTensor) for tensor in tensors):
@@ -335,11 +349,16 @@ def gather_model(hf: Any, *, merge: Merge | None = None, dtype: torch.dtype | No
             tensors[name] = found.cpu()
     if not first:
         return None
-    config = copy.deepcopy(hf.config)
+    config = deepcopy(hf.config)
+    attention = {part: getattr(config, part)._attn_implementation for part in ("text_config", "vision_config")}
+    config._attn_implementation = (
+        "sdpa"  # a new model under a name with "flash" makes transformers look for that package
+    )
     for section in (config, config.text_config, config.vision_config):
         section.dtype = export_type
     with torch.device("meta"):
         made = type(hf)(config)
+    made.set_attn_implementation(attention)
     for name, tensor in (merge(tensors.items()) if merge else tensors).items():
         place, _, leaf = name.rpartition(".")
         rounded = nn.Parameter(_rounded(name, tensor, export_type), requires_grad=False)

@@ -134,6 +134,54 @@ class ShardedStrategy(ModelParallelStrategy):
         return self.lightning_module
 
 
+class FirstOfRanks(ShardedStrategy):
+    """One process in the place of the first of several ranks that share a model: it keeps what that rank would keep.
+
+    Exchanges move nothing, so what is computed means nothing; memory and time, apart from the exchange, are those of a rank.
+
+    Args:
+        num_ranks: How many ranks there would be.
+        reduce_every_micro_batch: As `ShardedStrategy` takes it.
+        timeout_minutes: The same.
+    """
+
+    def __init__(self, *, num_ranks: int, reduce_every_micro_batch: bool, timeout_minutes: float) -> None:
+        super().__init__(reduce_every_micro_batch=reduce_every_micro_batch, timeout_minutes=timeout_minutes)
+        self.num_ranks = num_ranks
+
+    @property
+    def num_processes(self) -> int:
+        """Ranks that there would be, as if all of them were on this machine."""
+        return self.num_ranks
+
+    @property
+    def world_size(self) -> int:
+        """The same, whatever a launcher says."""
+        return self.num_ranks
+
+    @property
+    def global_rank(self) -> int:
+        """Always the first: its shards are the largest."""
+        return 0
+
+    def setup_environment(self) -> None:
+        """Begin a process group whose exchanges hand each rank what it has itself."""
+        # PyTorch's own way to try a program of many ranks in one process; it lies among torch's test helpers.
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        torch.distributed.init_process_group("fake", rank=0, world_size=self.num_ranks, store=FakeStore())
+        super().setup_environment()
+
+    def teardown(self) -> None:
+        """End the group."""
+        super().teardown()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def _configure_launcher(self) -> None:
+        self._launcher = None  # no other process is started, and no variable of the environment set
+
+
 def _units(module: nn.Module | None) -> Iterator[FSDPModule]:
     assert module is not None
     return (unit for unit in module.modules() if isinstance(unit, FSDPModule))

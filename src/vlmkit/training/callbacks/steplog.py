@@ -196,6 +196,8 @@ class StepLog(Callback):
             "seconds": now - self.started,
             "loss_by_source": by_source,
         }
+        # For other callbacks: `trainer.callback_metrics`. On the host already, so nothing waits for the device.
+        trainer.lightning_module.log_dict(_flat(self.last), logger=False, on_step=True, on_epoch=False)
         self._tell(trainer)
         self.mark = now
         self._reset()

@@ -12,6 +12,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.call import (
+    _call_callback_hooks,  # pyright: ignore[reportPrivateUsage]  # as Lightning's own validation loop calls them
+)
 from torch import nn
 
 from vlmkit.batch import Batch
@@ -49,6 +52,8 @@ class Validator(Callback):
     It looks at the weights that the run would export: with `callbacks=average`, the averages. The training does not
     notice: weights, random states, modes and gradients are afterwards what they were.
 
+    To other callbacks it is Lightning's validation: their hooks are called, and `trainer.callback_metrics` has the metrics.
+
     Args:
         run_dir: Where `validation.jsonl` is written.
         every_n_steps: None: at the end only. The last step is always validated.
@@ -57,6 +62,7 @@ class Validator(Callback):
         stop_after: Validations without a better one after which the run ends; None: never.
         save: Writes a checkpoint of this step; every rank calls.
         paused: Told the seconds that measuring took.
+        metrics: Names of what is measured.
     """
 
     def __init__(
@@ -69,7 +75,9 @@ class Validator(Callback):
         stop_after: int | None,
         save: Callable[[L.Trainer], object],
         paused: Callable[[float], None],
+        metrics: Sequence[str] = (),
     ) -> None:
+        self.metrics = tuple(metrics)
         self.path = run_dir / FILE
         self.every_n_steps = every_n_steps
         self.make_measures = measures
@@ -113,7 +121,12 @@ class Validator(Callback):
         if last or (self.every_n_steps and self.step % self.every_n_steps == 0):
             assert isinstance(pl_module, TrainingModule)
             started = time.perf_counter()
+            for hook in ("on_validation_start", "on_validation_epoch_start"):
+                _call_callback_hooks(trainer, hook)
             metrics = self._validate(trainer, pl_module)
+            pl_module.log_dict(metrics, logger=False, on_step=True, on_epoch=False)
+            for hook in ("on_validation_epoch_end", "on_validation_end"):
+                _call_callback_hooks(trainer, hook)
             self.paused(time.perf_counter() - started)
             self._judge(trainer, metrics)
 
@@ -160,6 +173,8 @@ class Validator(Callback):
 
     def _judge(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         if self.best is None or (value := metrics.get(self.best)) is None:
+            if trainer.should_stop:  # another callback ends the run here
+                self.save(trainer)
             return
         better = self.best_value is None or (
             value < self.best_value if self.best.endswith("loss") else value > self.best_value
@@ -170,7 +185,7 @@ class Validator(Callback):
             self.misses += 1
         if self.stop_after is not None and self.misses >= self.stop_after:
             self.stopped = trainer.should_stop = True
-        if better or self.stopped:
+        if better or trainer.should_stop:
             self.save(trainer)
 
 
