@@ -50,8 +50,8 @@ _NOT_TOLD = {("evaluation", "scorers")}
 """What is raised here says that an answer cannot be read, and is counted, not told."""
 _VERBS = """
     Add Check Choose Compare Convert Copy Crop Delete Download Drop Empty Evaluate Export Fill Freeze Give Install Keep
-    Leave Look Lower Make Mend Move Name Pip Put Raise Read Reinstall Rename Replace Report Resume Reword Run Save Say Scale
-    Set Start Take Train Unfreeze Update Use Wait Write
+    Leave Look Lower Make Mend Move Name Pip Put Raise Read Reinstall Remove Rename Replace Report Resume Reword Run Save Say Scale
+    Set Share Start Take Train Unfreeze Update Use Wait Write
 """
 _BORDER = re.compile(r"(?:(?<=[.?!;:])\s+|(?<=›)\s+(?=[A-Z])|,\s+(?=wanted )|\n\s*)(?:or\s+|so\s+|and\s+)?")
 """Where one clause ends and the next begins."""

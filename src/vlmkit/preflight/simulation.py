@@ -301,9 +301,11 @@ def _simulate(setting: StepSetting, mesh: DeviceMesh | None, batch: Batch) -> St
     tracker.follow_step(packed, optimizer, batch)
     exchanged = trained if setting.strategy == "ddp" else []  # DDP copies gradients into buckets
     averages = [torch.empty_like(parameter, dtype=torch.float32) for parameter in trained if setting.averages]
-    for kind, tensors in (("optimizer", averages), ("gathered", [torch.empty_like(each) for each in exchanged])):
-        for tensor in tensors:
-            tracker.follow(tensor, kind)
+    buckets = [torch.empty_like(parameter) for parameter in exchanged]
+    for tensor in averages:
+        tracker.follow(tensor, "optimizer")
+    for tensor in buckets:
+        tracker.follow(tensor, "gathered")
     with tracker:
         traffic, update = run_step(packed, optimizer, batch, setting, tracker)
         peak = dict(tracker.at_peak)
