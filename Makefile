@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all mutants format lint type imports check tables bench bench-quick docs docs-quick build clean
+.PHONY: help setup demo test test-all mutants format lint type imports check tables bench bench-quick bench-gpu docs docs-quick build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -58,7 +58,10 @@ bench-quick: setup  ## See that every measurement runs, with small sizes
 	for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script --quick || exit 1; done
 
 bench: setup  ## Print the measurements (minutes)
-	for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out bench/gpu.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+bench-gpu: setup  ## Measure everything of bench/gpu.md on the GPU that is here; writes runs/bench-gpu (an hour)
+	$(BIN)/python bench/gpu.py
 
 docs: setup  ## Build the documentation into site/, the notebooks with what they show (minutes)
 	$(BIN)/python scripts/notebooks.py

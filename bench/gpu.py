@@ -265,8 +265,40 @@ def patches(bench: Bench) -> list[Row]:
 
 
 def stock(bench: Bench) -> list[Row]:
-    """The step of transformers' own model on padded rows beside ours on the same rows in one pack (`bench/step.py`)."""
-    return script("step.py", bench, [] if bench.quick else ["--device", bench.device.type])
+    """A step of transformers' own model on padded rows, as its Trainer runs it, beside ours on the same rows in one pack."""
+    from step import make_model, make_samples, our_batch, stock_batch
+
+    from vlmkit.demo import tiny_checkpoints
+    from vlmkit.model.packed import PackedVLM
+    from vlmkit.processing.processor import load_processor
+
+    processor = load_processor(tiny_checkpoints().vision_language)
+    samples = make_samples(*((2, 0.05) if bench.quick else (16, 1.0)), processor)
+    width, depth, vocabulary = (256, 4, 1024) if bench.quick else (1024, 16, 151_936)
+    rows: list[Row] = []
+    for name in ("transformers, padded", "vlmkit, packed"):
+        bench.forget()
+        model = make_model(processor, width=width, depth=depth, vocabulary=vocabulary).to(bench.device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+        packs = name == "vlmkit, packed"
+        batch: Any = {
+            key: value.to(bench.device) if isinstance(value, Tensor) else value
+            for key, value in (our_batch if packs else stock_batch)(samples, processor).items()
+        }
+        packed = PackedVLM(model, pixel_mean=[127.5] * 3, pixel_std=[127.5] * 3) if packs else None
+
+        def run(model: Any = model, packed: Any = packed, batch: Any = batch, optimizer: Any = optimizer) -> None:
+            with torch.autocast(bench.device.type, torch.bfloat16):
+                loss = model(**batch, use_cache=False).loss if packed is None else packed(batch).loss_sum
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        row: Row = {"side": name, "seconds": bench.seconds(run)}
+        rows.append(row | {"GiB allocated": torch.cuda.max_memory_allocated() / GIB if bench.on_gpu else None})
+    for row in rows:
+        row["times as fast as transformers"] = rows[0]["seconds"] / row["seconds"]
+    return rows
 
 
 def generation(bench: Bench) -> list[Row]:

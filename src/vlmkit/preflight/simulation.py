@@ -162,7 +162,7 @@ def run_step(
     micro_batch = tracker.traffic()
     for number in range(num_micro_batches):
         before = tracker.traffic()
-        with tracker.phase("activations"), _autocast(setting):
+        with tracker.phase("activations"), _autocast(setting, batch["input_ids"].device.type):
             loss = packed(batch).loss_sum
         if number == 0:
             packed.zero_grad(set_to_none=True)  # those of the step before stand until here
@@ -323,12 +323,13 @@ def _simulate(setting: StepSetting, mesh: DeviceMesh | None, batch: Batch) -> St
     )
 
 
-def _autocast(setting: StepSetting) -> Any:
+def _autocast(setting: StepSetting, device_type: str) -> Any:
     if not setting.mixed:
         return nullcontext()
     stack = ExitStack()
-    stack.enter_context(torch.autocast("cpu", torch.bfloat16))
-    stack.enter_context(_CudaNorms())
+    stack.enter_context(torch.autocast(device_type, torch.bfloat16))
+    if device_type == "cpu":
+        stack.enter_context(_CudaNorms())
     return stack
 
 
