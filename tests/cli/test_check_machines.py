@@ -30,7 +30,8 @@ def test_machines_that_are_not_here(tmp_path):
     text = machines.to_text()
     assert "of the plan's" in text
     assert text.count("Simulated:") == text.count("Computed from data sheets") == text.count("Assumed:") == 1
-    assert Image.open(tmp_path / "memory.png").width > 500
+    with Image.open(tmp_path / "memory.png") as picture:
+        assert picture.width > 500
 
 
 def test_without_data_packs_are_assumed_and_without_weights_nothing_is_missing(tiny, tmp_path):

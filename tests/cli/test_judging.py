@@ -163,7 +163,7 @@ def test_a_benchmark_that_needs_a_judge_is_no_validation(tmp_path):
         config = compose("train", overrides=["validate.benchmarks=[mmvet]", "run_dir=x"])
     told = "validate.benchmarks: mmvet has no score without a judge, and none is asked while training"
     with pytest.raises(ConfigError, match=told):
-        live_benchmarks(config, tmp_path, module=None, processor=None)
+        live_benchmarks(config, tmp_path, module=None, processor=None, heed=lambda: None)
 
 
 def test_a_judge_without_an_address_is_asked_for(place):

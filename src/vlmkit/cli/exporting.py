@@ -22,9 +22,11 @@ from vlmkit.model.packed import PackedVLM
 from vlmkit.processing.media import PixelBudget
 from vlmkit.processing.processor import Processor, load_processor
 from vlmkit.training.callbacks.average import WeightAverage
-from vlmkit.training.callbacks.validator import Validator
+from vlmkit.training.callbacks.validator import FILE as VALIDATIONS
+from vlmkit.training.callbacks.validator import Validator, is_improvement
 from vlmkit.training.shards import gather_model, holds_averages, load_weights
 from vlmkit.training.state import checkpoint_name, meta_file, newest_checkpoint, read_content, read_state
+from vlmkit.training.steplines import read_lines
 
 Weights = Literal["auto", "last", "average", "best"]
 
@@ -198,8 +200,9 @@ def best_checkpoint(checkpoint: Path) -> Path:
     Raises:
         CheckpointError: the run kept none, or it is gone.
     """
-    newest = newest_checkpoint(checkpoint.absolute().parents[1]) or checkpoint
-    step: int | None = read_content(meta_file(newest))["callbacks"].get(Validator.__qualname__, {}).get("best_step")
+    run_dir = checkpoint.absolute().parents[1]
+    newest = newest_checkpoint(run_dir) or checkpoint
+    step = _best_step(newest, run_dir / VALIDATIONS)
     if step is None:
         raise CheckpointError(
             f"weights=best: {newest} knows of no best checkpoint, as save.best= keeps one while training. Use weights=auto."
@@ -208,6 +211,23 @@ def best_checkpoint(checkpoint: Path) -> Path:
     if not best.exists():
         raise CheckpointError(f"weights=best: {best} is gone. Use weights=auto, or export another checkpoint.")
     return best
+
+
+def _best_step(checkpoint: Path, validations: Path) -> int | None:
+    """Step of the best validation that a checkpoint knows of, or that followed its writing; None: none was judged."""
+    state: dict[str, Any] = read_content(meta_file(checkpoint))["callbacks"].get(Validator.__qualname__, {})
+    step, best, metric = state.get("best_step"), state.get("best_value"), state.get("metric")
+    if metric is None:
+        return step
+    last = read_state(checkpoint).step
+    for line in read_lines(validations) if validations.is_file() else []:
+        value = line["metrics"].get(metric)
+        unknown = (
+            (state.get("judged_step") or 0) < line["step"] <= last
+        )  # a checkpoint is written before its validation
+        if unknown and value is not None and (best is None or is_improvement(metric, value, best)):
+            step, best = line["step"], value
+    return step
 
 
 def pixel_budget(data: DictConfig) -> PixelBudget:

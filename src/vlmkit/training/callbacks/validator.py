@@ -142,6 +142,7 @@ class Validator(Callback):
             "best_step": self.best_step,
             "misses": self.misses,
             "judged_step": self.judged_step,
+            "metric": self.best,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -261,11 +262,10 @@ class Validator(Callback):
                 "stderr": stderr,
                 "seconds": seconds,
             }
-            if masked:
-                line["masked"] = [
-                    {"where": self.measures.where(row), "reason": reason, "finding": finding}
-                    for row, reason, finding in masked
-                ]
+            line["masked"] = [
+                {"where": self.measures.where(row), "reason": reason, "finding": finding}
+                for row, reason, finding in masked
+            ]
             append_line(self.path, line)
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=self.step)
@@ -336,14 +336,17 @@ class Validator(Callback):
         self.judged_step = self.step
         if self.best is None or (value := metrics.get(self.best)) is None:
             return False
-        is_better = self.best_value is None or (
-            value < self.best_value if self.best.endswith("loss") else value > self.best_value
-        )
+        is_better = self.best_value is None or is_improvement(self.best, value, self.best_value)
         if is_better:
             self.best_value, self.best_step, self.misses = value, self.step, 0
         else:
             self.misses += 1
         return is_better
+
+
+def is_improvement(metric: str, value: float, best: float) -> bool:
+    """Whether a value of a metric is better than the best so far: lower where its name ends in `loss`, else higher."""
+    return value < best if metric.endswith("loss") else value > best
 
 
 @contextmanager
