@@ -22,7 +22,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -70,7 +70,12 @@ def build(node: DictConfig, kind: type[T], where: str = "", /, **runtime: object
     where = where or str(node._get_full_key(None))  # pyright: ignore[reportPrivateUsage]  (OmegaConf has no public way)
     if missing := _missing(node, where):
         raise ConfigError(f"{', '.join(missing)} must be given: there is no default. Add {missing[0]}=...")
-    factory: Any = instantiate(node, _partial_=True, _convert_="all")  # partial first: runtime objects are never merged
+    try:
+        factory: Any = instantiate(
+            node, _partial_=True, _convert_="all"
+        )  # partial first: runtime objects are never merged
+    except InstantiationException as error:
+        raise ConfigError(_not_made(error, where)) from error
     if clash := sorted(factory.keywords.keys() & runtime.keys()):
         raise ConfigError(f"{target}: {clash} given both by config and by code. Leave it out of the config.")
     _check_plain_types(factory.func, factory.keywords, where)
@@ -88,10 +93,28 @@ def build(node: DictConfig, kind: type[T], where: str = "", /, **runtime: object
         told = f"{target.rpartition('.')[2]} refused its settings: {error}"
         raise ConfigError(f"{where}: {told}" if where else told) from error
     if not isinstance(made, kind):
+        kinds = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
         raise ConfigError(
-            f"{target} made a {type(made).__name__}, wanted a {kind.__name__}. Choose a _target_ that makes one."
+            f"{_under(where, '_target_')}={target}: it made a {type(made).__name__}, wanted a {kinds}. Choose a _target_ that "
+            "makes one."
         )
     return made
+
+
+def _not_made(error: InstantiationException, where: str) -> str:
+    """Hydra's message about a `_target_`, of the node itself or of one within it, in a line that begins with the key."""
+    text = str(error)
+    inner = re.search(r"full_key: ([\w.]+)", text)
+    key = _under(where, inner[1]) if inner and inner[1] != where.rpartition(".")[2] else where
+    cause = error.__cause__
+    while cause is not None and cause.__cause__ is not None:
+        cause = cause.__cause__
+    why = " ".join(str(cause or text.partition(", set env var")[0]).split()).rstrip(".")
+    target = re.search(r"target '([^']+)'", text)
+    named = f"{key}._target_={target[1]}" if target else f"{key}._target_"
+    if isinstance(cause, (ImportError, AttributeError)):
+        return f"{named}: it cannot be imported ({why}). Name a class or function by its module, such as {_EXAMPLE_TARGET}."
+    return f"{named}: it refused its settings ({why})."
 
 
 def _missing(node: DictConfig, where: str) -> list[str]:
@@ -107,6 +130,7 @@ def _under(where: str, key: str) -> str:
     return key if not where or key.startswith(f"{where}.") else f"{where}.{key}"
 
 
+_EXAMPLE_TARGET = "vlmkit.model.assembly.Assembly"
 _PLAIN: dict[object, str] = {
     int: "a whole number",
     float: "a number",
@@ -144,7 +168,9 @@ def options_of(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("[!_]*.yaml"))
 
 
-def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[str, DictConfig]:
+def benchmark_nodes(
+    names: object, options: DictConfig | None = None, *, where: str = "benchmarks"
+) -> dict[str, DictConfig]:
     """Compose `eval/<name>.yaml` for each name and lay `benchmark_options.<name>` over it.
 
     A name that ends in .yaml is a file of the user's, one that ends in .jsonl a file of questions; the benchmark is
@@ -153,6 +179,7 @@ def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[st
     Args:
         names: A list of names, one name, or `all`.
         options: `benchmark_options`: a mapping from a benchmark's name to the keys to change.
+        where: Key of `names`, for messages.
 
     Raises:
         ConfigError: an unknown name, or an option that the benchmark does not have.
@@ -164,11 +191,9 @@ def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[st
     for told in map(str, wanted):
         own = told.endswith((".yaml", ".yml", ".jsonl"))
         name = Path(told).stem if own else told
-        node = OmegaConf.load(_benchmark_file(told, known, own=own))
+        node = OmegaConf.load(_benchmark_file(told, known, where, own=own))
         if not isinstance(node, DictConfig) or "_target_" not in node:
-            raise ConfigError(
-                f"benchmarks: {told} describes no benchmark: it has no _target_. Name a benchmark's yaml."
-            )
+            raise ConfigError(f"{where}: {told} describes no benchmark: it has no _target_. Name a benchmark's yaml.")
         if told.endswith(".jsonl"):
             node.name, node.path = name, told
         for key, value in ((options or {}).get(name) or {}).items():
@@ -186,17 +211,17 @@ def benchmark_nodes(names: object, options: DictConfig | None = None) -> dict[st
     return nodes
 
 
-def _benchmark_file(told: str, known: list[str], *, own: bool) -> Path:
+def _benchmark_file(told: str, known: list[str], where: str, *, own: bool) -> Path:
     if own:
         if not (path := Path(told).expanduser()).is_file():
             raise ConfigError(
-                f"benchmarks: there is no file {told} (seen from {Path.cwd()}). Give the path of a benchmark's yaml or of a "
+                f"{where}: there is no file {told} (seen from {Path.cwd()}). Give the path of a benchmark's yaml or of a "
                 "manifest (JSON Lines), or a name."
             )
         return conf_dir() / "eval" / "_jsonl.yaml" if told.endswith(".jsonl") else path
     if told not in known:
         raise ConfigError(
-            f"benchmarks: no benchmark is named {told!r}.{_nearest(told, known)} There are: {', '.join(known)}. Questions of "
+            f"{where}: no benchmark is named {told!r}.{_nearest(told, known)} There are: {', '.join(known)}. Questions of "
             "your own are named by their file: benchmarks=[mine.jsonl]."
         )
     return conf_dir() / "eval" / f"{told}.yaml"

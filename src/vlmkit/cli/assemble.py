@@ -7,10 +7,9 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from vlmkit.cli.settings import check_settings
 from vlmkit.config import conf_dir, run_command
 from vlmkit.errors import ConfigError
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def main() -> None:
@@ -19,8 +18,7 @@ def main() -> None:
 
 
 def _task(config: DictConfig) -> None:
-    if config.dtype not in DTYPES:
-        raise ConfigError(f"dtype={config.dtype}: choose one of {', '.join(DTYPES)}.")
+    check_settings(config, "assemble")
     import torch
 
     from vlmkit.cli.quiet import hush

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, ListConfig
 
 from vlmkit.cli.checkpoints import model_directory
+from vlmkit.cli.settings import check_settings
 from vlmkit.config import run_command
 from vlmkit.errors import ConfigError, DataError
 
@@ -62,10 +63,7 @@ def _check_settings(config: DictConfig) -> None:
     Raises:
         ConfigError: naming the key.
     """
-    if type(config.max_new_tokens) is not int or config.max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens={config.max_new_tokens}: wanted a whole number of at least 1.")
-    if type(config.port) is not int or not 0 <= config.port < 1 << 16:
-        raise ConfigError(f"port={config.port}: wanted a whole number from 0 (a free one) to 65535.")
+    check_settings(config, "chat")
     if config.serve and any(config[key] is not None for key in ("image", "video", "question")):
         raise ConfigError(
             "serve=true: image=, video= and question= are for the terminal. Leave them out; the page asks."

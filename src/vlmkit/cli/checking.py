@@ -6,35 +6,42 @@ tell what can be told without it. Everything is wired by the functions that wire
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from vlmkit.cli.checking_data import data_section, plan_section
 from vlmkit.cli.checking_resources import Forecast, forecast_by_rehearsal, resources_section
 from vlmkit.cli.checks import Checked
+from vlmkit.cli.contract import check_contract
 from vlmkit.cli.findings import Report, Section
+from vlmkit.cli.settings import find_faults
 from vlmkit.cli.training import (
-    check_numbers,
+    BEST,
+    attention_of,
+    late_parts,
     make_trainer,
     model_source,
+    optimizer_node,
     refuse_occupied,
     with_starting_weights,
 )
 from vlmkit.cli.validating import make_data
 from vlmkit.config import build
 from vlmkit.data.manifest import resolve_sources
-from vlmkit.model.attention import choose_kernel
 from vlmkit.model.checkpoint import check_replaceable
 from vlmkit.model.fit import end_token, misfits, sizes, weight_faults, without_weights
 from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.parts import PARTS
 from vlmkit.processing.processor import load_processor
-from vlmkit.training.optim import OptimizerPlan, parameter_groups
+from vlmkit.training.optim import OptimizerPlan, make_optimizer, parameter_groups
+from vlmkit.training.shards import check_whole
 from vlmkit.training.state import find_checkpoint, read_state
+
+_USED_AS_WRITTEN = ("check", "run_dir", "save", "seed", "trainer")
+"""Settings that the sections read themselves: where one is wrong, they cannot be looked at."""
 
 
 def check(config: DictConfig, run_dir: Path, *, forecast: Forecast = forecast_by_rehearsal) -> Report:
@@ -46,55 +53,62 @@ def check(config: DictConfig, run_dir: Path, *, forecast: Forecast = forecast_by
         forecast: Says what time and memory the run would take.
     """
     checked = Checked(config=config, run_dir=run_dir)
-    sections = (
-        config_section(checked),
-        model_section(checked),
-        data_section(checked),
-        plan_section(checked),
-        resources_section(checked, forecast),
-    )
-    return Report(sections=sections, num_steps=checked.num_steps, limit=config.check.limit)
+    sections = [config_section(checked)]
+    for name, look in (
+        ("model", model_section),
+        ("data", data_section),
+        ("plan", plan_section),
+        ("resources", partial(resources_section, forecast=forecast)),
+    ):
+        if checked.settled:
+            sections.append(look(checked))
+        else:
+            sections.append(Section(name=name))
+            sections[-1].add("note", "not looked at: settings that it needs are wrong (see config)")
+    return Report(sections=tuple(sections), num_steps=checked.num_steps, limit=config.check.limit)
 
 
 def config_section(checked: Checked) -> Section:
     """Whether every group's settings are accepted; makes what the other sections look at."""
     section = Section(name="config")
+    faults = find_faults(checked.config, "check")
+    section.refuse(faults)
+    checked.settled = not any(key.partition(".")[0] in _USED_AS_WRITTEN for key in faults)
+    for place in ("hf", BEST):
+        with section.guarded():
+            check_replaceable(checked.run_dir / place)
     with section.guarded():
-        check_numbers(checked.config)
-    with section.guarded():
-        check_replaceable(checked.run_dir / "hf")
-    with section.guarded():
-        checked.config = with_starting_weights(checked.config)
+        if "init_from" not in faults:
+            checked.config = with_starting_weights(checked.config)
     config = checked.config
     with section.guarded():
         checked.source = model_source(config.model)
     with section.guarded():
         checked.data = make_data(config.data)
     with section.guarded():
-        if checked.data is None and config.data.get("sources"):  # what the first error hid
+        if (
+            checked.data is None and config.data.get("sources") and "data.sources" not in faults
+        ):  # what the first error hid
             resolve_sources(OmegaConf.to_container(config.data.sources), root=config.data.get("root"))  # pyright: ignore[reportArgumentType]  # a list
     with section.guarded():
         checked.freeze = build(config.freeze, FreezePolicy)
-        checked.freeze.apply(torch.nn.Module())  # refuses to train nothing
     with section.guarded():
-        checked.optim = build(config.optim, OptimizerPlan)
+        checked.optim = build(optimizer_node(config.optim), OptimizerPlan)
     with section.guarded():
         checked.trainer = make_trainer(config, checked.run_dir)
-    with section.guarded():
-        for node in config.callbacks.values():
-            if node:
-                build(node, cast(Any, Callback))
+    if checked.trainer is not None:
+        for key, make in late_parts(config, checked.run_dir, checked.trainer).items():
+            if not any(fault.startswith(key) for fault in faults):
+                with section.guarded():
+                    make()
     with section.guarded():
         if config.resume_from and (found := find_checkpoint(str(config.resume_from), checked.run_dir)):
+            check_whole(found)
             checked.state, checked.checkpoint = read_state(found), found
     with section.guarded():
         refuse_occupied(checked.run_dir, checked.checkpoint)
-    with section.guarded():
-        if checked.trainer is not None:
-            device = checked.trainer.strategy.root_device
-            dtype = torch.float32 if str(config.trainer.precision).startswith(("32", "64")) else torch.bfloat16
-            section.figures["attention"] = choose_kernel(config.model.attn_implementation, device, dtype)
-    if section.mark == "ok":
+    if section.mark == "ok" and checked.trainer is not None:
+        section.figures["attention"] = attention_of(config, checked.trainer)
         kept = ", ".join(name for name in ("model", "data", "freeze", "optim", "trainer", "logger", "callbacks"))
         section.add("ok", f"the settings of {kept} are accepted; attention by {section.figures['attention']}")
     if checked.checkpoint and checked.state:
@@ -112,8 +126,13 @@ def model_section(checked: Checked) -> Section:
     with section.guarded():
         checked.hf_config = source.config()
     with section.guarded():
-        budget = checked.data.budget if checked.data else None
-        checked.processor = load_processor(source.processor_source, budget=budget)
+        budget, reading = (checked.data.budget, checked.data.reading) if checked.data else (None, None)
+        checked.processor = load_processor(source.processor_source, budget=budget, reading=reading)
+    with section.guarded():
+        if checked.processor is not None and checked.config.init_from:
+            allowed = checked.config.get("init_allow") or []
+            for difference in check_contract(Path(checked.config.model.path), checked.processor, allowed):
+                section.add("note", f"allowed by init_allow: {difference}")
     if checked.hf_config is not None:
         with section.guarded():
             for told in weight_faults(source):
@@ -138,7 +157,7 @@ def _look_at_parts(checked: Checked, section: Section) -> None:
         checked.freeze.apply(model)
         checked.freeze.set_modes(model)
         if checked.optim is not None:
-            parameter_groups(model.named_parameters(), checked.optim)
+            make_optimizer(parameter_groups(model.named_parameters(), checked.optim), checked.optim)
     checked.sizes = sizes(model)
     section.figures["parameters"] = dict(checked.sizes.parameters)
     section.figures["trained_parameters"] = dict(checked.sizes.trained)

@@ -31,6 +31,7 @@ class Checked:
     """The objects of a run, as far as they could be made; None is what an error left unmade.
 
     Attributes:
+        settled: Whether the settings that the sections read themselves are accepted.
         counted, judged, planned: How far the data came: index, verdicts, plan.
         decoded: Rows that were really decoded.
         num_steps: Optimiser steps of the run.
@@ -38,6 +39,7 @@ class Checked:
 
     config: DictConfig
     run_dir: Path
+    settled: bool = True
     source: Assembly | WholeCheckpoint | None = None
     data: PackedDataModule | None = None
     processor: Processor | None = None

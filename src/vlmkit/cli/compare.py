@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from vlmkit.cli.settings import check_settings
 from vlmkit.config import run_command
 from vlmkit.errors import ConfigError
 
@@ -44,6 +45,7 @@ def _quoted(text: str) -> str:
 
 
 def _task(config: DictConfig) -> None:
+    check_settings(config, "compare")
     if config.sweep is not None or config.runs:
         _against_the_best(config)
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from vlmkit.cli.settings import check_settings
 from vlmkit.config import build, run_command
 from vlmkit.errors import ConfigError
 
@@ -23,6 +24,7 @@ def _task(config: DictConfig) -> None:
     for key in _OURS[:2]:
         if OmegaConf.is_missing(config, key):
             raise ConfigError(f"{key} must be given: vlmkit-convert input=annotations.json out=manifest.jsonl")
+    check_settings(config, "convert")
     from tqdm import tqdm
 
     from vlmkit.data.convert.conversion import Conversion, Converted, Refused

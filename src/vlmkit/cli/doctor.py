@@ -8,10 +8,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from vlmkit.cli.settings import check_settings
 from vlmkit.config import run_command
 from vlmkit.errors import ConfigError
-
-FORMATS = ("text", "json")
 
 
 def main() -> None:
@@ -20,11 +19,7 @@ def main() -> None:
 
 
 def _task(config: DictConfig) -> None:
-    if config.format not in FORMATS:
-        raise ConfigError(f"format={config.format}: choose one of {', '.join(FORMATS)}.")
-    for key in ("measure", "hub"):
-        if type(config[key]) is not bool:
-            raise ConfigError(f"{key}={config[key]}: wanted true or false.")
+    check_settings(config, "doctor")
     directory = Path(str(config.directory)).expanduser().absolute()
     if not directory.is_dir():
         raise ConfigError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from vlmkit.cli.checkpoints import model_directory
+from vlmkit.cli.settings import check_settings
 from vlmkit.cli.sharing import all_ranks, find_place
 from vlmkit.config import benchmark_nodes, build, run_command, this_job
 from vlmkit.errors import ConfigError
@@ -72,22 +73,13 @@ def _task(config: DictConfig) -> None:
 
 
 def _check_settings(config: DictConfig) -> None:
-    """Refuse what is no number, and a checkpoint that is none, before anything is loaded.
+    """Refuse wrong settings, and a checkpoint that is none, before anything is loaded.
 
     Raises:
-        ConfigError: naming the key.
+        ConfigError: naming the keys.
         CheckpointError: `ckpt` holds no model.
     """
-    for key, least in (
-        ("max_samples_per_benchmark", 1),
-        ("batch_size", 1),
-        ("max_new_tokens", 1),
-        ("report_pictures", 0),
-    ):
-        value = config[key]
-        if (type(value) is not int or value < least) and (value is not None or key != "max_samples_per_benchmark"):
-            null = ", or null for all" if key == "max_samples_per_benchmark" else ""
-            raise ConfigError(f"{key}={value}: wanted a whole number of at least {least}{null}.")
+    check_settings(config, "eval")
     if config.ckpt is not None and "base_url" not in config.backend and not (config.answers or config.rescore):
         model_directory(config, assembled=Path())
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,15 +47,23 @@ class Section:
         name: `config`, `model`, `data`, `plan` or `resources`.
         findings: In the order in which they were looked for.
         figures: Numbers for machines; plain values.
+        refused: Keys of settings whose faults are noted already.
     """
 
     name: str
     findings: list[Finding] = field(default_factory=list[Finding])
     figures: dict[str, Any] = field(default_factory=dict[str, Any])
+    refused: set[str] = field(default_factory=set[str])
 
     def add(self, mark: Mark, message: str, details: Sequence[str] = ()) -> None:
         """Note a finding."""
         self.findings.append(Finding(mark=mark, message=message, details=tuple(details)))
+
+    def refuse(self, faults: Mapping[str, str]) -> None:
+        """Note wrong settings, messages by key; what is made of them later does not repeat it."""
+        for message in faults.values():
+            self.add("error", message)
+        self.refused |= faults.keys()
 
     def guarded(self) -> Guard:
         """For a `with` block: an error that a user can mend is noted, and what the block would have made is missing."""
@@ -93,7 +102,10 @@ class Guard:
         if not isinstance(error, (VlmkitError, HydraException, OmegaConfBaseException)):
             return False
         known = {line for finding in self._section.findings for line in finding.message.splitlines()}
-        if fresh := [line for line in str(error).splitlines() if line not in known]:
+        fresh = [line for line in str(error).splitlines() if line not in known]
+        if fresh and not any(
+            re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", fresh[0]) for key in self._section.refused
+        ):
             self._section.add("error", "\n".join(fresh))
         return True
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from vlmkit.cli.settings import check_settings
 from vlmkit.config import build, run_command, task_overrides, with_saved_choices
 from vlmkit.errors import ConfigError, DataError
 
@@ -23,7 +24,9 @@ def main() -> None:
 
 
 def _task(config: DictConfig) -> None:
-    _check_settings(config.inspect)
+    check_settings(config, "inspect")
+    if Path(config.inspect.out).expanduser().is_dir():
+        raise ConfigError(f"inspect.out={config.inspect.out}: this is a directory. Name a file, such as page.html.")
     from vlmkit.cli.quiet import hush
     from vlmkit.pages.inspection import write_inspection
 
@@ -32,19 +35,6 @@ def _task(config: DictConfig) -> None:
     path = write_inspection(inspection, Path(config.inspect.out).expanduser().absolute())
     print(describe(inspection))
     print(f"Page {path} ({path.stat().st_size / 2**20:.1f} MiB, one file): open {path.as_uri()}")
-
-
-def _check_settings(settings: DictConfig) -> None:
-    """Refuse what cannot be written or shown, before anything is loaded.
-
-    Raises:
-        ConfigError: naming the key.
-    """
-    if Path(settings.out).expanduser().is_dir():
-        raise ConfigError(f"inspect.out={settings.out}: this is a directory. Name a file, such as page.html.")
-    for key, least in (("num_samples", 1), ("num_packs", 0)):
-        if type(settings[key]) is not int or settings[key] < least:
-            raise ConfigError(f"inspect.{key}={settings[key]}: wanted a whole number of at least {least}.")
 
 
 def _inspect(config: DictConfig) -> Inspection:
@@ -59,7 +49,7 @@ def _inspect(config: DictConfig) -> Inspection:
     source = model_source(config.model)
     data = make_data(config.data)
     freeze = build(config.freeze, FreezePolicy)
-    processor = load_processor(source.processor_source, budget=data.budget)
+    processor = load_processor(source.processor_source, budget=data.budget, reading=data.reading)
     policies = (data.on_bad_row, data.overlong)
     data.on_bad_row = "skip"
     data.overlong = "drop" if data.overlong == "error" else data.overlong

@@ -25,8 +25,9 @@ from vlmkit import __version__
 from vlmkit.batch import Batch
 from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
 from vlmkit.cli.ranks import launch_name, part, use_command
+from vlmkit.cli.settings import check_settings
 from vlmkit.cli.telling import end_table, make_loggers, opened
-from vlmkit.cli.validating import held_out_data, make_data, make_validator
+from vlmkit.cli.validating import check_validation, held_out_data, make_data, make_validator
 from vlmkit.config import build, chosen_by_user, read_config, save_config, taken_over, this_job
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.errors import CheckpointError, ConfigError, Interrupted
@@ -34,8 +35,8 @@ from vlmkit.model.assembly import VLM, Assembly, Sketch, WholeCheckpoint
 from vlmkit.model.attention import choose_kernel
 from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
 from vlmkit.model.freeze import FreezePolicy
-from vlmkit.model.liger import use_kernels
-from vlmkit.model.lora import Lora, prove_merge
+from vlmkit.model.liger import check_kernels, use_kernels
+from vlmkit.model.lora import Lora, check_peft, prove_merge
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
 from vlmkit.pages.curves import draw_curves
@@ -101,7 +102,7 @@ def train(config: DictConfig, run_dir: Path) -> None:
         # Until training listens for it, and in the processes that load: a job's warning is no reason to die.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     started = time.perf_counter()
-    check_numbers(config)
+    check_settings(config, "train")
     for place in ("hf", BEST):
         check_replaceable(run_dir / place)  # not found out after the training
     config = with_starting_weights(config)
@@ -217,20 +218,6 @@ def told_when_full(run_dir: Path) -> Generator[None]:
         ) from error
 
 
-def check_numbers(config: DictConfig) -> None:
-    """Refuse what is no number before anything is read.
-
-    Raises:
-        ConfigError: `seed`, `trainer.max_epochs` or `trainer.max_steps` is not a whole number (the latter two: or null).
-    """
-    for name in ("max_epochs", "max_steps"):
-        value = config.trainer[name]
-        if value is not None and (type(value) is not int or value < 1):
-            raise ConfigError(f"trainer.{name}={value}: wanted a whole number of at least 1, or null.")
-    if type(config.seed) is not int:
-        raise ConfigError(f"seed={config.seed}: wanted a whole number.")
-
-
 def with_starting_weights(config: DictConfig) -> DictConfig:
     """Follow `init_from`: its weights, and a run's data and model settings unless overridden.
 
@@ -254,6 +241,7 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
         saved = read_config(place)
         check_assembly(saved.model, _OURS)
         config = taken_over(config, saved, TAKEN_OVER)
+        check_settings(config, "train")
         print(
             f"Taken over from {place}: data={saved.choices['data']}, model={saved.choices['model']}, unless overridden."
         )
@@ -270,16 +258,17 @@ def with_starting_weights(config: DictConfig) -> DictConfig:
 
 def wire(config: DictConfig, run_dir: Path) -> Run:
     """Make the objects that the config describes; nothing is read or trained yet."""
-    build(optimizer_node(config.optim), OptimizerPlan)  # a wrong setting is told before a row is read
     source = model_source(config.model)
     data = make_data(config.data)
+    trainer = make_trainer(config, run_dir)
+    for make in late_parts(config, run_dir, trainer).values():
+        make()
     checkpoint = find_checkpoint(str(config.resume_from), run_dir) if config.resume_from else None
     refuse_occupied(run_dir, checkpoint)
     processor = load_processor(source.processor_source, budget=data.budget, reading=data.reading)
     if config.init_from:
         for difference in check_contract(Path(config.model.path), processor, config.get("init_allow") or []):
             print(f"Allowed by init_allow: {difference}")
-    trainer = make_trainer(config, run_dir)
     if checkpoint:
         check_whole(checkpoint)
     return Run(
@@ -295,6 +284,39 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         trainer=trainer,
         bad_media=make_bad_media(data),
     )
+
+
+def late_parts(config: DictConfig, run_dir: Path, trainer: L.Trainer) -> dict[str, Callable[[], object]]:
+    """What makes, by its key, each object that a run needs only once the data are read.
+
+    `wire` and `vlmkit-check` make each of them once before that, so that a setting which cannot work is refused at once.
+    """
+    model = config.model
+    return {
+        "optim": lambda: build(optimizer_node(config.optim), OptimizerPlan),
+        "freeze": lambda: build(config.freeze, FreezePolicy).apply(torch.nn.Module()),  # refuses to train nothing
+        "guard": lambda: build(config.guard, GuardSettings),
+        "callbacks": lambda: make_callbacks(config),
+        "model.lora": lambda: make_lora(model.lora),
+        "model.kernels": lambda: check_kernels(model.kernels),
+        "model.attn_implementation": lambda: attention_of(config, trainer),
+        "validate": lambda: check_validation(config, run_dir, trainer),
+    }
+
+
+def make_callbacks(config: DictConfig) -> list[Callback]:
+    """The observers that the config names."""
+    return [build(node, cast(Any, Callback)) for node in config.callbacks.values() if node]
+
+
+def attention_of(config: DictConfig, trainer: L.Trainer) -> str:
+    """The attention kernel of a run.
+
+    Raises:
+        ConfigError: the one that is asked for cannot run on its device or in its precision.
+    """
+    dtype = torch.float32 if str(config.trainer.precision).startswith(("32", "64")) else torch.bfloat16
+    return choose_kernel(config.model.attn_implementation, trainer.strategy.root_device, dtype)
 
 
 def refuse_occupied(run_dir: Path, checkpoint: Path | None) -> None:
@@ -357,9 +379,7 @@ def model_source(node: DictConfig) -> Assembly | WholeCheckpoint:
     """What makes the model: `model` without the settings that concern training."""
     model = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
     ours = OmegaConf.create({name: value for name, value in model.items() if name not in _OURS})
-    source = build(ours, object, "model")
-    assert isinstance(source, (Assembly, WholeCheckpoint))
-    return source
+    return build(ours, cast("type[Assembly | WholeCheckpoint]", (Assembly, WholeCheckpoint)), "model")
 
 
 def make_lora(node: DictConfig) -> Lora | None:
@@ -370,6 +390,7 @@ def make_lora(node: DictConfig) -> Lora | None:
     """
     if not node.rank:
         return None
+    check_peft()
     settings = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
     return build(OmegaConf.create({"_target_": "vlmkit.model.lora.Lora", **settings}), Lora, "model.lora")
 
@@ -470,7 +491,8 @@ def optimizer_node(node: DictConfig) -> DictConfig:
         return node
     made_later = node.copy()
     with open_dict(made_later):  # a composed config takes no new keys
-        made_later.optimizer["_partial_"] = True
+        if "_target_" in made_later.optimizer:
+            made_later.optimizer["_partial_"] = True
     return made_later
 
 
@@ -517,7 +539,7 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
         flops_of=flops_of,
         peak_flops=peak_flops(run.trainer.strategy.root_device, str(run.config.trainer.precision)),
     )
-    configured = [build(node, cast(Any, Callback)) for node in run.config.callbacks.values() if node]
+    configured = make_callbacks(run.config)
     forecasts = [one for one in configured if isinstance(one, StartForecast)]
 
     def leave_out(seconds: float) -> None:
@@ -631,11 +653,10 @@ def describe_data(run: Run) -> str:
     rows = run.data.accounting()["sources"].values()
     counts = {key: sum(row[key] for row in rows) for key in ("read", "trained", "skipped", "overlong")}
     steps = run.data.num_steps(run.trainer.world_size, run.accumulate)
-    kernel = choose_kernel(run.config.model.attn_implementation, run.trainer.strategy.root_device, torch.bfloat16)
     return (
         f"Data {run.data.name}: {counts['read']} rows read, {counts['trained']} trained, {counts['skipped']} skipped, "
         f"{counts['overlong']} over-long; {len(run.data.plan)} packs, {steps} steps.\n"
         f"Run {run.run_dir}"
         + (f", resumed from {run.checkpoint}" if run.checkpoint else "")
-        + f"; attention by {kernel}."
+        + f"; attention by {attention_of(run.config, run.trainer)}."
     )

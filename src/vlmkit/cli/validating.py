@@ -70,25 +70,12 @@ def make_validator(
     """The callback that validates; None where there is nothing to measure.
 
     Raises:
-        ConfigError: `save.best` names what is not measured, or early stopping has nothing to go by.
+        ConfigError: as `check_validation`.
     """
     sharded = isinstance(trainer.strategy, ModelParallelStrategy)
-    if config.validate.benchmarks and sharded:
-        raise ConfigError(
-            "validate.benchmarks: no rank of trainer=fsdp holds the whole model, so none can answer. Use data.validation here, and "
-            "vlmkit-eval on the exported model."
-        )
-    benchmarks = _benchmarks(config, run_dir, module, processor)
-    known = [*([LOSS] if held_out is not None else []), *(benchmarks.metrics if benchmarks is not None else [])]
-    if config.save.best is not None and config.save.best not in known:
-        raise ConfigError(
-            f"save.best={config.save.best}: not measured in this run. Measured: {', '.join(known) or 'nothing'}. Set "
-            "data.validation or validate.benchmarks."
-        )
-    if config.validate.stop_after is not None and config.save.best is None:
-        raise ConfigError("validate.stop_after: say which metric has to improve, save.best=val/loss.")
-    if not known:
+    if not check_validation(config, run_dir, trainer):
         return None
+    benchmarks = _benchmarks(config, run_dir, lambda: module.packed.hf, lambda: processor)
 
     def measures() -> Measures:
         loader = None
@@ -111,8 +98,37 @@ def make_validator(
     )
 
 
-def _benchmarks(config: DictConfig, run_dir: Path, module: TrainingModule, processor: Processor) -> Any:
-    nodes = benchmark_nodes(config.validate.benchmarks)
+def check_validation(config: DictConfig, run_dir: Path, trainer: L.Trainer) -> list[str]:
+    """Names of what a run measures while it trains, from its settings alone.
+
+    Raises:
+        ConfigError: `save.best` names what is not measured, early stopping has nothing to go by, or a benchmark cannot be
+            asked.
+    """
+    if config.validate.benchmarks and isinstance(trainer.strategy, ModelParallelStrategy):
+        raise ConfigError(
+            "validate.benchmarks: no rank of trainer=fsdp holds the whole model, so none can answer. Use data.validation here, and "
+            "vlmkit-eval on the exported model."
+        )
+    benchmarks = _benchmarks(config, run_dir, _not_yet, _not_yet)
+    held_out = config.data.get("validation") is not None
+    known = [*([LOSS] if held_out else []), *(benchmarks.metrics if benchmarks is not None else [])]
+    if config.save.best is not None and config.save.best not in known:
+        raise ConfigError(
+            f"save.best={config.save.best}: not measured in this run. Measured: {', '.join(known) or 'nothing'}. Set "
+            "data.validation or validate.benchmarks."
+        )
+    if config.validate.stop_after is not None and config.save.best is None:
+        raise ConfigError("validate.stop_after: say which metric has to improve, save.best=val/loss.")
+    return known
+
+
+def _not_yet() -> Any:
+    raise AssertionError("nothing is asked before the run has a model")
+
+
+def _benchmarks(config: DictConfig, run_dir: Path, model: Callable[[], Any], processor: Callable[[], Processor]) -> Any:
+    nodes = benchmark_nodes(config.validate.benchmarks, where="validate.benchmarks")
     if not nodes:
         return None
     from vlmkit.evaluation.benchmark import Benchmark
@@ -136,7 +152,7 @@ def _benchmarks(config: DictConfig, run_dir: Path, module: TrainingModule, proce
     )
     return LiveBenchmarks(
         benchmarks=made,
-        make_backend=lambda step: LiveBackend(model=module.packed.hf, processor=processor, step=step),
+        make_backend=lambda step: LiveBackend(model=model(), processor=processor(), step=step),
         settings=settings,
     )
 

@@ -33,9 +33,13 @@ class Budget:
 
     def __post_init__(self) -> None:
         if (self.rows is None) == (self.tokens is None):
-            raise ValueError("a pack is made of a number of rows or of a number of tokens: give one of the two")
+            raise ValueError(
+                "a pack is made of data.batch_size rows or of data.tokens_per_batch tokens: give one of the two"
+            )
         if self.rows is not None and self.patches is not None:
-            raise ValueError("a budget of patches goes with one of tokens, not with a number of rows")
+            raise ValueError(
+                "data.patches_per_batch goes with one of tokens, data.tokens_per_batch, not with a number of rows"
+            )
         for name, value in vars(self).items():
             if value is not None and value < 1:
                 raise ValueError(f"the {name} of a pack must be positive, got {value}")

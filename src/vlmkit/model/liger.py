@@ -20,6 +20,19 @@ def use_kernels(hf: Any, kernels: Kernels) -> None:
         ConfigError: an unknown choice, another family's language model, Liger is not installed, or there is no CUDA device
             to run it.
     """
+    check_kernels(kernels)
+    if kernels == "torch":
+        return
+    refuse_other_families(hf)
+    _apply(hf)
+
+
+def check_kernels(kernels: Kernels) -> None:
+    """Make sure that the kernels can run here.
+
+    Raises:
+        ConfigError: an unknown choice, Liger is not installed, or there is no CUDA device to run it.
+    """
     if kernels == "torch":
         return
     if kernels != "liger":
@@ -30,8 +43,6 @@ def use_kernels(hf: Any, kernels: Kernels) -> None:
         )
     if not torch.cuda.is_available():
         raise ConfigError("model.kernels=liger needs a CUDA device, and there is none. Use model.kernels=torch.")
-    refuse_other_families(hf)
-    _apply(hf)
 
 
 def refuse_other_families(hf: Any) -> None:

@@ -68,8 +68,7 @@ class Lora:
         Raises:
             ConfigError: PEFT is not installed, or a target names no linear layer of its part.
         """
-        if find_spec("peft") is None:
-            raise ConfigError("model.lora needs PEFT, which is not installed: pip install 'vlmkit[lora]'.")
+        check_peft()
         from peft import LoraConfig, inject_adapter_in_model
 
         names = self._layers(hf)
@@ -141,6 +140,16 @@ class Lora:
                 name for name, of in linear.items() if of == part and name.rpartition(".")[2] in self.targets(part)
             ]
         return found
+
+
+def check_peft() -> None:
+    """Make sure that PEFT is there.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if find_spec("peft") is None:
+        raise ConfigError("model.lora needs PEFT, which is not installed: pip install 'vlmkit[lora]'.")
 
 
 def prove_merge(hf: Any, plain: Any) -> None:

@@ -63,6 +63,10 @@ class OptimizerPlan:
         for name in ("warmup_ratio", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"optim.{name} must lie in 0..1, got {getattr(self, name)}")
+        if self.optimizer is not None and not callable(self.optimizer):
+            raise ValueError(
+                f"optim.optimizer must name what makes it, {{_target_: torch.optim.SGD, ...}}, got {self.optimizer}"
+            )
         if self.schedule not in (known := ("cosine", "linear", "constant")):
             raise ValueError(f"optim.schedule must be one of {', '.join(known)}, got {self.schedule!r}")
 
@@ -152,6 +156,9 @@ def make_optimizer(groups: list[Group], plan: OptimizerPlan, *, masters: list[li
         groups: What it moves.
         plan: What it is.
         masters: fp32 copies of each group, where there are some already.
+
+    Raises:
+        ConfigError: the optimiser that the plan names refuses its settings.
     """
     settings: list[dict[str, Any]] = [
         {
@@ -169,9 +176,16 @@ def make_optimizer(groups: list[Group], plan: OptimizerPlan, *, masters: list[li
         return AdamW(given, lr=plan.lr, betas=(plan.beta1, plan.beta2), eps=plan.eps, fused=on_cuda or None)
 
     make = plan.optimizer or adamw
-    if plan.fp32_masters and any(p.dtype in NARROW for p in parameters):
-        return MasterOptimizer(settings, make, masters=masters)
-    return make(settings)
+    try:
+        if plan.fp32_masters and any(p.dtype in NARROW for p in parameters):
+            return MasterOptimizer(settings, make, masters=masters)
+        return make(settings)
+    except (TypeError, ValueError) as error:
+        if plan.optimizer is None:
+            raise
+        raise ConfigError(
+            f"optim.optimizer: it refused its settings ({error}). Correct them, or leave it null."
+        ) from error
 
 
 def still_twin(optimizer: Optimizer, groups: list[Group], plan: OptimizerPlan) -> Optimizer:
