@@ -90,7 +90,7 @@ def test_a_run_that_would_fail_tells_every_fault_as_json(bad, good, tmp_path):
     assert report["starts"] is False
     assert [error["section"] for error in report["errors"]] == ["config", "data", "data", "plan"]
     config, unusable, overlong, plan = (error["message"] for error in report["errors"])
-    assert "optim.lr must not be negative" in config
+    assert "optim.lr=-1: wanted a number of at least 0." in config
     assert unusable.startswith("7 of 36 rows cannot be used.")
     assert "data.on_bad_row=skip" in unusable
     assert "longer than data.max_tokens=5" in overlong
@@ -260,11 +260,11 @@ def test_faults_of_many_settings_are_told_at_once(tmp_path):
     for message in (
         "trainer.max_steps=0: wanted a whole number",
         "model.path must be given",
-        "data.order must be one of",
+        "data.order=random: choose one of shuffled, grouped, sequential.",
         "data.sources[0]: no file at 'no.json'",
         "data.sources[1]: no file at 'nor.json'",
         "all three parts are frozen",
-        "optim.schedule must be one of",
+        "optim.schedule=steep: choose one of cosine, linear, constant.",
         "trainer: ",
         "resume_from=nowhere: no checkpoint there",
     ):

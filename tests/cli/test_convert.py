@@ -55,9 +55,9 @@ def test_what_is_missing_is_asked_for():
 
 def test_a_wrong_setting_is_told_by_its_own_name(chats, tmp_path):
     errors = ask(f"input={chats}", f"out={tmp_path / 'out.jsonl'}", "limit=abc")[2]
-    assert errors == "vlmkit-convert: limit=abc: wanted a whole number or null, got a text.\n"
+    assert errors == "vlmkit-convert: limit=abc: wanted a whole number of at least 1, or null.\n"
     errors = ask(f"input={chats}", f"out={tmp_path / 'out.jsonl'}", "format=foo")[2]
-    assert errors.startswith("vlmkit-convert: Conversion refused its settings: format=foo: choose one of auto, ")
+    assert errors.startswith("vlmkit-convert: format=foo: choose one of auto, ")
 
 
 def test_a_directory_is_no_file(chats, tmp_path):

@@ -260,10 +260,10 @@ def test_what_is_accepted_is_made_or_refused_in_a_line_with_its_key(tmp_path):
 # --- each command -----------------------------------------------------------------------------------------------------
 
 CASES = [
-    ("model.attn_implementation", "banana", "wanted one of auto, flash, varlen, sdpa."),
-    ("model.attn_implementation", "flash_attention_2", "wanted one of auto, flash, varlen, sdpa. Did you mean flash?"),
+    ("model.attn_implementation", "banana", "choose one of auto, flash, varlen, sdpa."),
+    ("model.attn_implementation", "flash_attention_2", "choose one of auto, flash, varlen, sdpa. Did you mean flash?"),
     ("model.compile", "perhaps", "wanted true or false."),
-    ("save.every_n_steps", "abc", "wanted a whole number of at least 1 or null."),
+    ("save.every_n_steps", "abc", "wanted a whole number of at least 1, or null."),
     ("save.keep", -3, "wanted a whole number of at least 0."),
     ("log.every_n_steps", "foo", "wanted a whole number of at least 1."),
     ("validate.batch_size", "x", "wanted a whole number of at least 1."),
@@ -309,7 +309,7 @@ def test_each_command_refuses_before_it_reads(command, key, value):
     config = with_value(composed(command), key, value)
     if command == "convert":
         config = with_value(with_value(config, "input", "nowhere.json"), "out", "nowhere.jsonl")
-    with pytest.raises(ConfigError, match=rf"^{key}={value}: wanted "):
+    with pytest.raises(ConfigError, match=rf"^{key}={value}: (wanted|choose one of) "):
         import_module(f"vlmkit.cli.{command}")._task(config)
 
 

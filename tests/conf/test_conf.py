@@ -327,7 +327,7 @@ def test_help_and_config_answer_without_torch(command, arguments):
         ("eval", "-m ckpt=a,b", "-m: vlmkit-eval takes one set of settings."),
         ("inspect", "inspect.out=/tmp", "inspect.out=/tmp: this is a directory. Name a file"),
         ("inspect", "inspect.num_samples=few", "inspect.num_samples=few: wanted a whole number of at least 1."),
-        ("eval", "max_samples_per_benchmark=three", "wanted a whole number of at least 1, or null for all."),
+        ("eval", "max_samples_per_benchmark=three", "wanted a whole number of at least 1, or null."),
         ("eval", "ckpt=nowhere", "ckpt=nowhere: no model there."),
         ("eval", "benchmarks=[gone.jsonl]", "there is no file gone.jsonl (seen from "),
         ("eval", "benchmarks=[minne]", "Questions of your own are named by their file: benchmarks=[mine.jsonl]."),

@@ -35,7 +35,7 @@ class Rule:
     def __or__(self, other: Rule) -> Rule:
         """What either of two rules accepts."""
         return Rule(
-            f"{self.wanted} or {other.wanted}",
+            f"{self.wanted}{', or' if other is NULL else ' or'} {other.wanted}",
             lambda value: self.accepts(value) or other.accepts(value),
             (*self.choices, *other.choices),
         )
@@ -46,7 +46,8 @@ class Rule:
         meant = f" Did you mean {near[0]}?" if near else ""
         if type(value) in (int, float) and not self.choices and self.accepts(str(value)):
             meant = f" Quote a number that is meant as a text: \"{key}='{value}'\"."
-        return f"{key}={_shown(value)}: wanted {self.wanted}.{meant}"
+        verb = "choose" if self.wanted.startswith("one of") else "wanted"
+        return f"{key}={_shown(value)}: {verb} {self.wanted}.{meant}"
 
 
 def _shown(value: object) -> str:
