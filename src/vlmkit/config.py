@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from pathlib import Path
 from types import UnionType
@@ -478,12 +478,36 @@ def taken_over(config: DictConfig, saved: DictConfig, groups: Iterable[str]) -> 
         config: As composed, with the saved run's options (see `with_saved_choices`).
         saved: The saved run's config, as `save_config` wrote it.
         groups: Names of the groups to take over.
+
+    Raises:
+        ConfigError: a group would have something else made than this command's config has.
     """
     kept = [group for group in groups if not chosen_by_user(group)]
+    known = {*_targets(config), "vlmkit.model.assembly.WholeCheckpoint"}  # what a run that had init_from itself saved
     for group in kept:
+        if foreign := sorted({*_targets(saved[group])} - known):
+            raise ConfigError(
+                f"init_from: {group} of that run has {foreign[0]}, which is no part of this command's own config, so it is "
+                "not called: a config that comes with a run could run any code. If you know it, give it on the command "
+                f"line: {group}._target_=..., or {group}= with an option of yours."
+            )
         config[group] = saved[group]
     changed = [override for override in task_overrides() if "=" in override and override.split(".")[0] in kept]
     return OmegaConf.merge(config, OmegaConf.from_dotlist(changed))  # type: ignore[return-value]
+
+
+def _targets(node: object) -> Iterator[str]:
+    """What a config would have called: each `_target_`, and each interpolation, which could become one."""
+    if isinstance(node, (DictConfig, ListConfig)):
+        node = OmegaConf.to_container(node, resolve=False)
+    if isinstance(node, dict):
+        for key, value in cast(dict[object, object], node).items():
+            yield from [str(value)] if key == "_target_" else _targets(value)
+    elif isinstance(node, list):
+        for value in cast(list[object], node):
+            yield from _targets(value)
+    elif isinstance(node, str) and "${" in node:
+        yield node
 
 
 def with_saved_choices(arguments: list[str], groups: Iterable[str]) -> list[str]:
@@ -502,6 +526,8 @@ def with_saved_choices(arguments: list[str], groups: Iterable[str]) -> list[str]
     if (place / "config.yaml").is_file():
         saved = read_config(place)
         options = {group: str(saved.choices[group]) for group in groups}
+        # A path in the place of a name would have a file composed that came with the run.
+        options = {group: option for group, option in options.items() if re.fullmatch(r"[\w-]+", option)}
     given = {argument.split("=")[0].lstrip("+") for argument in arguments}
     added = {group: option for group, option in options.items() if group not in given}
     os.environ[TAKEN_OVER_VARIABLE] = ",".join(added)

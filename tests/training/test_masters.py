@@ -59,3 +59,28 @@ def test_the_state_survives_a_checkpoint_bit_for_bit(inner, tmp_path):
     for optimizer, parameter in ((first, weight), (second, copy)):
         trained(None, 5, parameter, optimizer)
     assert torch.equal(first.state[weight]["master"], second.state[copy]["master"])
+
+
+def test_a_state_by_the_names_of_parameters_is_taken_back():
+    """PyTorch's sharded checkpoints name parameters where an optimiser counts them; the order is that of the groups."""
+    names = ["z.weight", "a.weight", "m.weight"]
+    weights = [nn.Parameter(torch.full((3,), value, dtype=torch.bfloat16)) for value in (1.0, 2.0, 3.0)]
+    groups = [{"params": weights[:1], "lr": 1e-5}, {"params": weights[1:], "lr": 1e-4}]
+    first = MasterOptimizer(groups, adamw)
+    for number, weight in enumerate(weights):
+        weight.grad = torch.full_like(weight, 1.0 + number)
+    first.step()
+    state = first.state_dict()
+    named = {
+        "state": {names[number]: entry for number, entry in reversed(state["state"].items())},
+        "param_groups": [{**group, "params": [names[n] for n in group["params"]]} for group in state["param_groups"]],
+    }
+    copies = [nn.Parameter(weight.detach().clone()) for weight in weights]
+    groups = [{"params": copies[:1], "lr": 0.5}, {"params": copies[1:], "lr": 0.5}]
+    second = MasterOptimizer(groups, adamw)
+    second.load_state_dict(named)
+    assert [group["lr"] for group in second.param_groups] == [1e-5, 1e-4]
+    for weight, copy in zip(weights, copies, strict=True):
+        assert first.state[weight].keys() == second.state[copy].keys() == {"master", "step", "exp_avg", "exp_avg_sq"}
+        for name, value in first.state[weight].items():
+            assert torch.equal(second.state[copy][name], value), name

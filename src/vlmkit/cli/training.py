@@ -56,7 +56,15 @@ from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
 from vlmkit.training.proof import probe_losses, prove_collected
 from vlmkit.training.shards import check_whole, gather_model, is_shared, load_weights
-from vlmkit.training.state import RunState, checkpoint_name, find_checkpoint, meta_file, newest_checkpoint, read_state
+from vlmkit.training.state import (
+    RunState,
+    checkpoint_name,
+    find_checkpoint,
+    meta_file,
+    newest_checkpoint,
+    read_content,
+    read_state,
+)
 from vlmkit.training.steplines import read_lines
 from vlmkit.training.together import together
 
@@ -596,7 +604,7 @@ def take_up_end(run: Run, module: TrainingModule, watchers: Watchers) -> None:
     module.configure_model()
     module.exports_averages = any(isinstance(one, WeightAverage) and one.export for one in callbacks)
     load_weights(run.checkpoint, module, averages=module.exports_averages)
-    content = torch.load(meta_file(run.checkpoint), map_location="cpu", mmap=True, weights_only=True)
+    content = read_content(meta_file(run.checkpoint))
     for one in callbacks:
         if (state := content["callbacks"].get(one.state_key)) is not None:
             one.load_state_dict(state)

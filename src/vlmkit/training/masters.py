@@ -73,9 +73,11 @@ class MasterOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take masters and moments back in their own types; the base class would round them to the parameters'."""
-        narrow, masters = self._pairs()
-        for number, (parameter, master) in enumerate(zip(narrow, masters, strict=True)):
-            entry = dict(state_dict["state"][number])
+        keys = [
+            key for group in state_dict["param_groups"] for key in group["params"]
+        ]  # numbers, or names from PyTorch
+        for key, parameter, master in zip(keys, *self._pairs(), strict=True):
+            entry = dict(state_dict["state"][key])
             with torch.no_grad():
                 master.copy_(cast(Tensor, entry.pop(_MASTER)))
             self.inner.state[master] = {key: _beside(value, master) for key, value in entry.items()}

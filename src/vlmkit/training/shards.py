@@ -7,19 +7,22 @@ read by either kind of run: `load_shards` takes a rank's part of both, `read_who
 
 from __future__ import annotations
 
+import io
 import shutil
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
+from pickle import Unpickler, UnpicklingError
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -34,7 +37,7 @@ from torch.optim import Optimizer
 from vlmkit.errors import CheckpointError
 from vlmkit.storage import sync_to_disk
 from vlmkit.training.ranks import gather
-from vlmkit.training.state import META_FILE
+from vlmkit.training.state import META_FILE, read_content, refused_objects, unreadable
 
 _TENSORS_FILE = ".metadata"
 AVERAGES = "averages"
@@ -122,12 +125,12 @@ def load_shards(path: Path, *, module: nn.Module, optimizers: Sequence[Optimizer
     check_whole(path)
     if not path.is_dir():
         return _load_parts(path, module=module, optimizers=optimizers)
-    rest: dict[str, Any] = torch.load(path / META_FILE, map_location="cpu", weights_only=True)
+    rest = read_content(path / META_FILE, mmap=False)
     state = _state(module, optimizers)
     told = check_names(path, set(state["model"]))
     if not any(name.startswith(f"{AVERAGES}.") for name in told):
         state.pop(AVERAGES, None)  # averaging starts with this run
-    load(state, checkpoint_id=path)
+    _load(state, path)
     for number, optimizer in enumerate(optimizers):
         set_optimizer_state_dict(module, optimizer, optim_state_dict=state[f"optimizer_{number}"], options=_FLAT)
     return {**rest, "state_dict": dict.fromkeys(state["model"]), "optimizer_states": []}
@@ -135,7 +138,7 @@ def load_shards(path: Path, *, module: nn.Module, optimizers: Sequence[Optimizer
 
 def _load_parts(path: Path, *, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     """Read this rank's part of everything in a checkpoint that is one file."""
-    content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    content = read_content(path)
     _put(content, dict(trained_parameters(module)), path=path)
     averages: dict[str, Tensor] = getattr(module, AVERAGES, None) or {}
     if averages and AVERAGES in content:
@@ -163,15 +166,14 @@ def read_whole(path: Path) -> dict[str, Any]:
         CheckpointError: not a whole sharded checkpoint.
     """
     check_whole(path)
-    told = FileSystemReader(path).read_metadata().state_dict_metadata
+    told = read_metadata(path).state_dict_metadata
     flat: dict[str, Any] = {
         name: torch.empty(kept.size, dtype=kept.properties.dtype) if isinstance(kept, TensorStorageMetadata) else None
         for name, kept in told.items()
     }
-    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)  # fills `flat` itself
-    with _alone():
-        load(flat, checkpoint_id=path, planner=planner, no_dist=True)
-    rest: dict[str, Any] = torch.load(path / META_FILE, map_location="cpu", weights_only=True)
+    planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)  # fills `flat` itself
+    _load(flat, path, planner=planner, alone=True)
+    rest = read_content(path / META_FILE, mmap=False)
     if averages := _under(flat, AVERAGES):
         rest[AVERAGES] = averages
     optimizers: list[dict[str, Any]] = []
@@ -212,15 +214,14 @@ def load_weights(path: Path, module: nn.Module, *, averages: bool = False) -> No
     check_whole(path)
     tensors = dict(trained_parameters(module))
     if not path.is_dir():
-        content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        content = read_content(path)
         _put(content, tensors, path=path)
         if averages and AVERAGES in content:
             _put({"state_dict": content[AVERAGES]}, tensors, path=path)
         return
     told = check_names(path, set(tensors))
     averaged = averages and any(name.startswith(f"{AVERAGES}.") for name in told)
-    with _alone():
-        load({AVERAGES if averaged else "model": tensors}, checkpoint_id=path, no_dist=not is_shared(module))
+    _load({AVERAGES if averaged else "model": tensors}, path, alone=not is_shared(module))
 
 
 def check_whole(path: Path) -> None:
@@ -241,7 +242,7 @@ def check_names(path: Path, wanted: set[str]) -> set[str]:
     Raises:
         CheckpointError: it does not; another freeze policy or model wrote it.
     """
-    told = FileSystemReader(path).read_metadata().state_dict_metadata
+    told = read_metadata(path).state_dict_metadata
     _check_equal(path, {name.removeprefix("model.") for name in told if name.startswith("model.")}, wanted)
     return set(told)
 
@@ -383,9 +384,85 @@ def _by_name(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-@contextmanager
-def _alone() -> Generator[None]:
-    """PyTorch warns where its distributed format is read by one process, which is what is wanted here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield
+def read_metadata(path: Path) -> Metadata:
+    """What PyTorch's `.metadata` says of the tensors of a sharded checkpoint. No code that the file holds is run.
+
+    Raises:
+        CheckpointError: the file is damaged, holds other objects than PyTorch's own, or names files elsewhere.
+    """
+    place = path / _TENSORS_FILE
+    try:
+        with place.open("rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+    except UnpicklingError as error:
+        raise refused_objects(place, error) from error
+    except Exception as error:  # a damaged file can raise anything
+        raise unreadable(place, error) from error
+    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
+        raise unreadable(place, TypeError("it holds no metadata of tensors"))
+    for stored in cast(dict[Any, Any], metadata.storage_data).values():
+        name = str(getattr(stored, "relative_path", ""))
+        if name != Path(name).name:
+            raise unreadable(place, ValueError(f"its tensors are in {name!r}, outside of the checkpoint"))
+    return metadata
+
+
+_DCP = "torch.distributed.checkpoint"
+_METADATA_OBJECTS = {
+    *((f"{_DCP}.metadata", name) for name in ("Metadata", "TensorStorageMetadata", "TensorProperties", "StorageMeta")),
+    *((f"{_DCP}.metadata", name) for name in ("ChunkStorageMetadata", "BytesStorageMetadata", "MetadataIndex")),
+    (f"{_DCP}.metadata", "_MEM_FORMAT_ENCODING"),
+    (f"{_DCP}.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+}
+"""All that PyTorch's writer puts into `.metadata`, beside types of numbers and paths."""
+
+
+class _MetadataUnpickler(Unpickler):
+    """Finds the objects that belong into `.metadata`, and no others."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """An object by name, or an error for any that does not belong there."""
+        if (module_name, global_name) in _METADATA_OBJECTS:
+            return super().find_class(module_name, global_name)
+        if module_name == "torch" and isinstance(dtype := vars(torch).get(global_name), torch.dtype):
+            return dtype
+        if module_name in ("pathlib", "pathlib._local") and global_name in ("PosixPath", "WindowsPath"):
+            return PurePath
+        raise UnpicklingError(f"{module_name}.{global_name}")
+
+
+class _Reader(FileSystemReader):
+    """PyTorch's reader, which would unpickle whatever `.metadata` holds."""
+
+    def read_metadata(self, *args: Any, **ignored: Any) -> Metadata:  # with `kwargs`, PyTorch would try other files too
+        """As the function of this name."""
+        return read_metadata(Path(self.path))
+
+
+class _Planner(DefaultLoadPlanner):
+    """PyTorch's planner, which would unpickle whatever stands in the place of a plain value."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Load it without running code, and hand PyTorch a copy of which that is known."""
+        plain = io.BytesIO()
+        torch.save(torch.load(value, weights_only=True), plain)
+        plain.seek(0)
+        super().load_bytes(read_item, plain)
+
+
+def _load(state: dict[str, Any], path: Path, *, planner: DefaultLoadPlanner | None = None, alone: bool = False) -> None:
+    """Fill a state with what a sharded checkpoint holds; every rank must call, unless one reads `alone`.
+
+    Raises:
+        CheckpointError: it cannot be read, on any rank.
+    """
+    try:
+        with warnings.catch_warnings():
+            # PyTorch warns where its distributed format is read by one process, which is what is wanted here.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            load(state, storage_reader=_Reader(path), planner=planner or _Planner(), no_dist=alone)
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise (refused_objects if isinstance(cause, UnpicklingError) else unreadable)(path, cause) from error

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -89,19 +90,55 @@ def meta_file(path: Path) -> Path:
     return path / META_FILE if path.is_dir() else path
 
 
+def read_content(path: Path, *, mmap: bool = True) -> dict[str, Any]:
+    """What a file of a checkpoint holds: plain values and tensors. No code that the file holds is run.
+
+    Args:
+        path: File that `torch.save` wrote.
+        mmap: Whether tensors stay on the disk until they are used.
+
+    Raises:
+        CheckpointError: unreadable, or it holds other Python objects than plain values and tensors.
+    """
+    try:
+        content: object = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except UnpicklingError as error:
+        raise refused_objects(path, error) from error
+    except Exception as error:  # a damaged file can raise anything
+        raise unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise unreadable(path, TypeError(f"it holds a {type(content).__name__}"))
+    return cast(dict[str, Any], content)
+
+
+def refused_objects(path: Path, error: BaseException) -> CheckpointError:
+    """The error of a file that may hold code, in words."""
+    return CheckpointError(
+        f"{path}: not loaded, because it holds other Python objects than plain values and tensors, and loading such "
+        f"objects can run code ({_first_line(error)}). vlmkit writes no such file: ask whoever made it, or use another "
+        "checkpoint."
+    )
+
+
+def unreadable(path: Path, error: BaseException) -> CheckpointError:
+    """The error of a damaged file, in words."""
+    return CheckpointError(
+        f"{path}: not a readable checkpoint ({_first_line(error)}). It may be damaged: use an older one."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
+
+
 def read_state(path: Path) -> RunState:
     """Read where a checkpoint stands, without reading its tensors into memory.
 
     Raises:
         CheckpointError: unreadable, or written by another version.
     """
-    try:
-        content = torch.load(meta_file(path), map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). Resume from an older one."
-        ) from error
-    state: Mapping[str, Any] = content.get(KEY, {})
+    content = read_content(meta_file(path)).get(KEY)
+    state = cast(Mapping[str, Any], content if isinstance(content, dict) else {})
     if state.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{path}: its state is {state.get('schema')!r}, this version reads {SCHEMA!r}. Train it with the version that wrote it."

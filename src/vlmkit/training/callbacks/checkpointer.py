@@ -24,6 +24,7 @@ from vlmkit.training.state import (
     RunState,
     checkpoint_name,
     newest_checkpoint,
+    read_content,
     restore_rng,
     rewrite_loops,
     rng_state,
@@ -192,9 +193,7 @@ class _PatientIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a file, or the directory that ranks which shared the model have written."""
-        if Path(path).is_dir():
-            return read_whole(Path(path))
-        return super().load_checkpoint(path, map_location, weights_only)
+        return read_whole(Path(path)) if Path(path).is_dir() else read_content(Path(path), mmap=False)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write straight to the file: no copy in memory."""
