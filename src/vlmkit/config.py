@@ -114,7 +114,7 @@ def _not_made(error: InstantiationException, where: str) -> str:
     named = f"{key}._target_={target[1]}" if target else f"{key}._target_"
     if isinstance(cause, (ImportError, AttributeError)):
         return f"{named}: it cannot be imported ({why}). Name a class or function by its module, such as {_EXAMPLE_TARGET}."
-    return f"{named}: it refused its settings ({why}). Correct them."
+    return f"{named}: it refused its settings ({why}). Check them."
 
 
 def _missing(node: DictConfig, where: str) -> list[str]:

@@ -96,11 +96,10 @@ def config_section(checked: Checked) -> Section:
         checked.optim = build(optimizer_node(config.optim), OptimizerPlan)
     with section.guarded():
         checked.trainer = make_trainer(config, checked.run_dir)
-    if checked.trainer is not None:
-        for key, make in late_parts(config, checked.run_dir, checked.trainer).items():
-            if not any(fault.startswith(key) for fault in faults):
-                with section.guarded():
-                    make()
+    for key, make in late_parts(config, checked.run_dir, checked.trainer).items():
+        if not any(fault.startswith(key) for fault in faults):
+            with section.guarded():
+                make()
     with section.guarded():
         if config.resume_from and (found := find_checkpoint(str(config.resume_from), checked.run_dir)):
             check_whole(found)

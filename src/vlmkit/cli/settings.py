@@ -320,8 +320,8 @@ def check_settings(config: DictConfig, command: str) -> None:
     Raises:
         ConfigError: a line for each, with the key, what was found and what is wanted.
     """
-    if faults := find_faults(config, command):
-        raise ConfigError("\n".join(faults.values()))
+    if wrong := find_faults(config, command):
+        raise ConfigError("\n".join(wrong.values()))
 
 
 def find_faults(config: DictConfig, command: str) -> dict[str, str]:

@@ -294,22 +294,25 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
     )
 
 
-def late_parts(config: DictConfig, run_dir: Path, trainer: L.Trainer) -> dict[str, Callable[[], object]]:
+def late_parts(config: DictConfig, run_dir: Path, trainer: L.Trainer | None) -> dict[str, Callable[[], object]]:
     """What makes, by its key, each object that a run needs only once the data are read.
 
     `wire` and `vlmkit-check` make each of them once before that, so that a setting which cannot work is refused at once.
+    Without a Trainer, what depends on it is left out.
     """
     model = config.model
-    return {
+    parts: dict[str, Callable[[], object]] = {
         "optim": lambda: build(optimizer_node(config.optim), OptimizerPlan),
         "freeze": lambda: build(config.freeze, FreezePolicy).apply(torch.nn.Module()),  # refuses to train nothing
         "guard": lambda: build(config.guard, GuardSettings),
         "callbacks": lambda: make_callbacks(config),
         "model.lora": lambda: make_lora(model.lora),
         "model.kernels": lambda: check_kernels(model.kernels),
-        "model.attn_implementation": lambda: attention_of(config, trainer),
-        "validate": lambda: check_validation(config, run_dir, trainer),
     }
+    if trainer is not None:
+        parts["model.attn_implementation"] = lambda: attention_of(config, trainer)
+        parts["validate"] = lambda: check_validation(config, run_dir, trainer)
+    return parts
 
 
 def make_callbacks(config: DictConfig) -> list[Callback]:

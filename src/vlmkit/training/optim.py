@@ -184,7 +184,7 @@ def make_optimizer(groups: list[Group], plan: OptimizerPlan, *, masters: list[li
         if plan.optimizer is None:
             raise
         raise ConfigError(
-            f"optim.optimizer: it refused its settings ({error}). Correct them, or leave it null."
+            f"optim.optimizer: it refused its settings ({error}). Check them, or leave it null."
         ) from error
 
 
