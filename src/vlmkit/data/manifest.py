@@ -34,7 +34,7 @@ ROLES: Mapping[str, Role] = {
 """What may stand in `from`, and who it is."""
 _PLACEHOLDER = re.compile("(<image>|<video>)")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
-_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_FRAME_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 _SOURCE_KEYS = ("path", "root", "weight", "name", *PIXEL_LIMITS)
 
 
@@ -360,10 +360,15 @@ def _images(row: dict[str, object], paths: _Paths) -> list[Part]:
 
 
 def _videos(row: dict[str, object], paths: _Paths) -> list[Part]:
-    """Videos of a row; a list of image files is the frames of one video, a list of lists those of several."""
+    """Videos of a row; a list of image files is the frames of one video, a list of lists those of several.
+
+    A GIF is a video of its own, and so is a WebP that stands alone: either may be animated.
+    """
     listed = _listed(row, "video", frames=True)
     names = [entry for entry in listed if isinstance(entry, str)]
-    if len(names) == len(listed) and names and all(_is_image(name) for name in names):
+    suffixes = {os.path.splitext(name)[1].lower() for name in names}
+    animated = suffixes == {".webp"} and len(names) == 1
+    if len(names) == len(listed) and names and suffixes <= _FRAME_SUFFIXES and not animated:
         return [VideoPart(tuple(paths.check(name, "video frame") for name in names))]
     return [
         VideoPart(paths.check(entry, "video"))
@@ -371,10 +376,6 @@ def _videos(row: dict[str, object], paths: _Paths) -> list[Part]:
         else VideoPart(tuple(paths.check(name, "video frame") for name in entry))
         for entry in listed
     ]
-
-
-def _is_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in _IMAGE_SUFFIXES
 
 
 def _listed(row: dict[str, object], noun: str, *, frames: bool = False) -> list[str | list[str]]:

@@ -11,7 +11,9 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal, cast
 
+from vlmkit.conversation import ImagePart
 from vlmkit.errors import DataError, Origin
+from vlmkit.processing.media import read_medium
 
 Layout = Literal["hub", "tsv"]
 """Whose columns a row has: those of the data set on the hub, or those of VLMEvalKit's TSV files."""
@@ -148,14 +150,20 @@ class Row:
 
     def _read(self, path: str) -> bytes:
         root = (self.root or Path()).resolve()
-        file = (root / path).resolve()
-        if not file.is_relative_to(root) or not file.is_file():
-            raise DataError(
-                f"image {path!r} is not there under {root}. Put the images beside the file.",
-                reason="missing_media",
-                origin=self.origin,
-            )
-        return file.read_bytes()
+
+        def read() -> bytes:
+            file = (root / path).resolve()
+            if not file.is_relative_to(root) or not file.is_file():
+                raise DataError(
+                    f"image {path!r} is not there under {root}. Put the images beside the file.",
+                    reason="missing_media",
+                )
+            return file.read_bytes()
+
+        try:
+            return read_medium(ImagePart(root / path), read)
+        except DataError as error:
+            raise error.at(self.origin) from error.__cause__
 
 
 def lettered(texts: Sequence[str]) -> dict[str, str]:

@@ -11,7 +11,15 @@ from typing import Any, Literal
 
 from vlmkit.conversation import Conversation, ImagePart, Part, TextPart, Turn, VideoPart
 from vlmkit.errors import DataError
-from vlmkit.processing.media import image_orientation, image_size, load_frames, load_image, media_name, video_header
+from vlmkit.processing.media import (
+    load_frames,
+    load_image,
+    media_name,
+    opened,
+    orientation,
+    read_medium,
+    video_header,
+)
 from vlmkit.processing.video import VideoReading
 
 VideoForm = Literal["frames", "video_url"]
@@ -68,19 +76,22 @@ def encoded_image(part: ImagePart) -> tuple[str, bytes]:
     Raises:
         DataError: it cannot be read.
     """
-    from PIL import Image
     from torchvision.transforms.v2.functional import to_pil_image
 
-    image_size(part)  # refuses what is missing, none, or too large
-    content = part.source.read_bytes() if isinstance(part.source, Path) else part.source
-    with Image.open(io.BytesIO(content)) as image:
-        plain = image.mode in ("RGB", "L") and getattr(image, "n_frames", 1) == 1
-        kind = _SENT_AS_THEY_ARE.get(image.format or "") if plain else None
-    if kind and image_orientation(part) == 1:
+    content, kind = read_medium(part, lambda: _content(part))
+    if kind:
         return kind, content
     buffer = io.BytesIO()
     to_pil_image(load_image(part)).save(buffer, "PNG")
     return "image/png", buffer.getvalue()
+
+
+def _content(part: ImagePart) -> tuple[bytes, str | None]:
+    """Bytes of an image, and its MIME type where any server must see the pixels that we see."""
+    with opened(part) as image:
+        plain = image.mode in ("RGB", "L") and not image.has_transparency_data and getattr(image, "n_frames", 1) == 1
+        kind = _SENT_AS_THEY_ARE.get(image.format or "") if plain and orientation(image) == 1 else None
+    return part.source.read_bytes() if isinstance(part.source, Path) else part.source, kind
 
 
 def _encoded_frames(part: VideoPart, num_frames: int, reading: VideoReading) -> Iterator[bytes]:
@@ -102,9 +113,14 @@ def _encoded_video(part: VideoPart) -> tuple[str, bytes]:
             f"video {media_name(part)!r} is a list of frames, which video_url cannot carry. Set backend.video=frames.",
             reason="unsendable_media",
         )
-    if not part.source.is_file():
-        raise DataError(f"video {str(part.source)!r} not found. Check the path, and data_root.", reason="missing_media")
-    return mimetypes.guess_type(part.source.name)[0] or "video/mp4", part.source.read_bytes()
+    path = part.source
+    return mimetypes.guess_type(path.name)[0] or "video/mp4", read_medium(part, lambda: _video_content(path))
+
+
+def _video_content(path: Path) -> bytes:
+    if not path.is_file():
+        raise DataError(f"video {str(path)!r} not found. Check the path, and data_root.", reason="missing_media")
+    return path.read_bytes()
 
 
 def _image(kind: str, content: bytes) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmkit.conversation import ImagePart
 from vlmkit.errors import DataError
 from vlmkit.processing.processor import VisionGeometry
 
@@ -49,20 +50,26 @@ def data_uri(pixels: Tensor, *, quality: int = 85) -> str:
 
 def thumbnail(source: Path | bytes, *, side_pixels: int) -> str | None:
     """A small copy of an image file, upright, as a JPEG data URI; None where it cannot be read."""
-    from PIL import Image, ImageOps
+    from vlmkit.processing.media import read_medium
 
-    from vlmkit.conversation import ImagePart
-    from vlmkit.processing.media import image_size
-
+    part = ImagePart(source)
     try:
-        image_size(ImagePart(source))  # refuses what is too large to decode
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            opened.draft("RGB", (2 * side_pixels, 2 * side_pixels))
-            small = ImageOps.exif_transpose(opened)
-            small.thumbnail((side_pixels, side_pixels))
-            return _encoded(small.convert("RGB"), "JPEG", quality=72)
-    except (DataError, EOFError, OSError, SyntaxError, ValueError):
+        return read_medium(part, lambda: _thumbnail(part, side_pixels))
+    except DataError:
         return None
+
+
+def _thumbnail(part: ImagePart, side_pixels: int) -> str:
+    from PIL import ImageOps
+
+    from vlmkit.processing.images import to_rgb
+    from vlmkit.processing.media import opened
+
+    with opened(part) as image:
+        image.draft("RGB", (2 * side_pixels, 2 * side_pixels))
+        small = to_rgb(ImageOps.exif_transpose(image))
+        small.thumbnail((side_pixels, side_pixels))
+        return _encoded(small, "JPEG", quality=72)
 
 
 def _encoded(picture: Image, kind: str, **settings: int | bool) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vlmkit.conversation import ImagePart, VideoPart
-from vlmkit.errors import DataError
+from vlmkit.errors import DataError, VlmkitError
+from vlmkit.processing.images import check_mode, open_image, to_rgb
+from vlmkit.processing.retries import NUM_READS, may_pass, try_again
 from vlmkit.processing.video import VideoHeader, VideoReading
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngImageFile
     from torch import Tensor
 
+T = TypeVar("T")
 MAX_ASPECT_RATIO = 200
 """Longest over shortest side that Qwen's resize rule accepts."""
 MAX_DECODED_PIXELS = 178_956_970
@@ -26,6 +29,7 @@ MAX_DECODED_PIXELS = 178_956_970
 _ORIENTATION_TAG = 0x0112
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF_CHUNKS = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +62,70 @@ class PixelBudget:
                 raise ValueError(f"{kind}_min_pixels ({least}) must not exceed {kind}_max_pixels ({most})")
 
 
+def read_medium(part: ImagePart | VideoPart, read: Callable[[], T], *, verb: str = "read") -> T:
+    """Call `read`, which reads a medium: the one place where a failure becomes an error that names the medium.
+
+    Pillow and its plugins raise anything on a damaged file (struct.error, KeyError, RuntimeError, MemoryError, ...), so
+    every exception is taken. Errors of a network disk that may pass are tried again first. Warnings are not shown: what
+    matters is refused, and a library's remark without a file's name helps nobody.
+
+    Args:
+        part: The medium.
+        read: Called without arguments; more than once where the disk fails for a moment.
+        verb: What cannot be done with the medium where `read` fails: `read` or `decoded`.
+
+    Raises:
+        DataError: the medium cannot be read.
+        VlmkitError: as `read` raises it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return try_again(read)
+    except VlmkitError:
+        raise
+    except Exception as error:
+        raise _data_error(part, error, verb) from error
+
+
+def _data_error(part: ImagePart | VideoPart, error: Exception, verb: str) -> DataError:
+    from PIL import Image
+
+    kind = "image" if isinstance(part, ImagePart) else "video"
+    if isinstance(error, Image.DecompressionBombError):
+        return DataError(
+            f"{kind} {_name(part)!r} is refused undecoded: {error} Scale it down on disk.", reason="too_many_pixels"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        times = f", in {NUM_READS} attempts" if may_pass(error) else ""
+        finding = f"cannot be read ({error.strerror}{times}). Check the file and its disk, or drop the row."
+    else:
+        kept = f" as {'an image' if kind == 'image' else 'a video'}" if verb == "read" else ""
+        finding = f"cannot be {verb}{kept} ({_reason(error)}). Replace the file or drop the row."
+    return DataError(f"{kind} {_name(part)!r} {finding}", reason="unreadable_media")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error; its type where the text alone says little."""
+    text = (str(error).strip().splitlines() or [""])[0][:_LONGEST_REASON]
+    if isinstance(error, (OSError, SyntaxError, ValueError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def image_size(part: ImagePart) -> tuple[int, int]:
     """Height and width of an image as it will be seen (EXIF orientation applied), from its header.
 
     Raises:
         DataError: missing, no image, too many pixels, or an aspect ratio over 200.
     """
-    with _opened(part) as image:
+    return read_medium(part, lambda: _image_size(part))
+
+
+def _image_size(part: ImagePart) -> tuple[int, int]:
+    with opened(part) as image:
         width, height = image.size
-        _check_size(height, width, _name(part))  # before anything that may decode
-        turned = _orientation(image) in (5, 6, 7, 8)
+        turned = orientation(image) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
@@ -77,21 +135,33 @@ def image_orientation(part: ImagePart) -> int:
     Raises:
         DataError: as `image_size`.
     """
-    with _opened(part) as image:
-        return _orientation(image)
+
+    def read() -> int:
+        with opened(part) as image:
+            return orientation(image)
+
+    return read_medium(part, read)
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8.
+def orientation(image: Image.Image) -> int:
+    """How EXIF says an image is turned, 1 (upright) to 8.
 
     PIL decodes a whole PNG to look for EXIF behind its pixels; that is done only where its chunks say there may be some.
+
+    Raises:
+        ValueError: the EXIF data cannot be parsed, so which way is up is not known.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngImageFile
 
-    if isinstance(image, PngImageFile) and not _may_hold_late_exif(image):
+    if isinstance(image, PngImageFile) and _may_hold_late_exif(image):
+        image.load()
+    try:
         return Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
-    return image.getexif().get(_ORIENTATION_TAG, 1)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"its EXIF data, which say which way is up, are broken: {_reason(error)}") from error
 
 
 def _may_hold_late_exif(image: PngImageFile) -> bool:
@@ -121,13 +191,19 @@ def load_image(part: ImagePart) -> Tensor:
     Raises:
         DataError: as `image_size`, or the pixels cannot be decoded.
     """
-    with _opened(part) as image:
-        _check_size(image.height, image.width, _name(part))  # before a pixel is decoded
+    return read_medium(part, lambda: _load_image(part), verb="decoded")
+
+
+def _load_image(part: ImagePart) -> Tensor:
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    with opened(part) as image:
+        turned = orientation(image)
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
             decoded = _decode_jpeg(part)
             if decoded is not None:
-                return _upright(decoded, _orientation(image))
-        return _decode(image, part)
+                return _upright(decoded, turned)
+        return _upright(pil_to_tensor(to_rgb(image)), turned)
 
 
 def _decode_jpeg(part: ImagePart) -> Tensor | None:
@@ -158,25 +234,16 @@ def _upright(image: Tensor, orientation: int) -> Tensor:
     return image.flip(flips) if flips else image
 
 
-def _decode(image: Image.Image, part: ImagePart) -> Tensor:
-    from PIL import ImageOps
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
-    try:
-        return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"image {_name(part)!r} cannot be decoded ({error}). Replace the file or drop the row.",
-            reason="unreadable_media",
-        ) from error
-
-
 def video_header(part: VideoPart, reading: VideoReading) -> VideoHeader:
     """Number of frames, frame rate and size of a video, from its container (or its first frame's header).
 
     Raises:
         DataError: missing, no video, or no frames.
     """
+    return read_medium(part, lambda: _video_header(part, reading))
+
+
+def _video_header(part: VideoPart, reading: VideoReading) -> VideoHeader:
     if isinstance(part.source, Path):
         _check_exists(part.source, "video")
         header = reading.header(part.source)
@@ -203,6 +270,10 @@ def load_frames(part: VideoPart, indices: list[int], reading: VideoReading) -> T
     Raises:
         DataError: the video cannot be read.
     """
+    return read_medium(part, lambda: _load_frames(part, indices, reading), verb="decoded")
+
+
+def _load_frames(part: VideoPart, indices: list[int], reading: VideoReading) -> Tensor:
     import torch
 
     if isinstance(part.source, Path):
@@ -211,25 +282,18 @@ def load_frames(part: VideoPart, indices: list[int], reading: VideoReading) -> T
 
 
 @contextmanager
-def _opened(part: ImagePart) -> Generator[Image.Image]:
-    from PIL import Image, UnidentifiedImageError
+def opened(part: ImagePart) -> Generator[Image.Image]:
+    """An image whose file is there and whose size and pixels are not refused; within `read_medium`.
 
+    Raises:
+        DataError: missing, too many pixels, or an aspect ratio over 200.
+        Exception: whatever Pillow raises.
+    """
     if isinstance(part.source, Path):
         _check_exists(part.source, "image")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked on the size
-        try:
-            image = Image.open(io.BytesIO(part.source) if isinstance(part.source, bytes) else part.source)
-        except Image.DecompressionBombError as error:
-            raise DataError(
-                f"image {_name(part)!r} is refused undecoded: {error} Scale it down on disk.", reason="too_many_pixels"
-            ) from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise DataError(
-                f"image {_name(part)!r} cannot be read as an image ({error}). Replace the file or drop the row.",
-                reason="unreadable_media",
-            ) from error
-    with image:
+    with open_image(part.source) as image:
+        _check_size(image.height, image.width, _name(part))  # before anything that may decode
+        check_mode(image)
         yield image
 
 

@@ -1,4 +1,4 @@
-"""Three libraries that read videos, behind one protocol. Needs numpy alone until one of them is used.
+"""Three libraries that read videos, and Pillow for animations, behind one protocol. Needs numpy alone until one is used.
 
 `bench/video.py` measures them; `READERS` is in the order of its result, which `data.video_reader=auto` follows: decord
 before torchcodec, since it is nearly as fast, needs nothing from the system, and its process a tenth of the memory.
@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vlmkit.processing.images import open_image, to_rgb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,39 @@ class PyavReader:
         return np.stack([found[index] for index in indices])
 
 
+class AnimationReader:
+    """Pillow: reads animated images, which not every library of videos does, with transparency over white."""
+
+    name = "pillow"
+
+    def header(self, path: Path) -> VideoHeader:
+        """See `VideoReader`; the rate is the mean one, since every frame of an animation has a duration of its own."""
+        try:
+            with open_image(path) as image:
+                num_frames, milliseconds = int(getattr(image, "n_frames", 1)), 0.0
+                for number in range(num_frames):
+                    image.seek(number)
+                    image.load()  # a WebP's duration is known only then
+                    milliseconds += float(image.info.get("duration") or _FRAME_MILLISECONDS)
+                return VideoHeader(
+                    num_frames=num_frames, fps=1000 * num_frames / milliseconds, height=image.height, width=image.width
+                )
+        except Exception as error:  # of a damaged file Pillow raises anything
+            raise ReadError(_first_line(error)) from error
+
+    def frames(self, path: Path, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """See `VideoReader`."""
+        found: list[NDArray[np.uint8]] = []
+        try:
+            with open_image(path) as image:
+                for index in indices:
+                    image.seek(index)
+                    found.append(np.array(to_rgb(image)))
+            return np.stack(found)
+        except Exception as error:
+            raise ReadError(_first_line(error)) from error
+
+
 READERS: Mapping[str, type[VideoReader]] = {
     "decord": DecordReader,
     "torchcodec": TorchcodecReader,
@@ -164,9 +199,30 @@ READERS: Mapping[str, type[VideoReader]] = {
 }
 """By name, in the order in which `auto` tries them."""
 
+ANIMATIONS = frozenset({".gif", ".apng", ".webp"})
+"""Suffixes of files that Pillow reads as videos."""
+_FRAME_MILLISECONDS = 100
+"""Of a frame without a duration, as browsers have it."""
+
+
+def make_reader(name: str) -> VideoReader:
+    """The reader of a name, also that of animations."""
+    return AnimationReader() if name == AnimationReader.name else READERS[name]()
+
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-__all__ = ["READERS", "DecordReader", "PyavReader", "ReadError", "TorchcodecReader", "VideoHeader", "VideoReader"]
+__all__ = [
+    "ANIMATIONS",
+    "READERS",
+    "AnimationReader",
+    "DecordReader",
+    "PyavReader",
+    "ReadError",
+    "TorchcodecReader",
+    "VideoHeader",
+    "VideoReader",
+    "make_reader",
+]

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmkit.processing.readers import READERS, ReadError, VideoHeader
+from vlmkit.processing.readers import ReadError, VideoHeader, make_reader
 
 START_SECONDS = 120.0
 """How long a library may take to be loaded."""
@@ -38,7 +38,7 @@ class ReadingProcess:
     """Reads videos in another process; a `VideoReader` with a limit.
 
     Args:
-        reader: One of `READERS`.
+        reader: One of `READERS`, or that of animations.
         timeout_seconds: Longest time of one read.
     """
 
@@ -149,7 +149,7 @@ def serve(name: str) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # even a hung reader ends with its parent
-    reader = READERS[name]()
+    reader = make_reader(name)
     answers.write(b"ready\n")
     answers.flush()
     for line in sys.stdin.buffer:
@@ -161,8 +161,8 @@ def serve(name: str) -> None:
             else:
                 frames = np.ascontiguousarray(reader.frames(Path(request["path"]), request["indices"]))
                 told = {"shape": frames.shape}
-        except ReadError as error:
-            told = {"error": str(error)}
+        except Exception as error:  # whatever a library raises is about this file; the next one may be sound
+            told = {"error": str(error) if isinstance(error, ReadError) else f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(told).encode() + b"\n")
         if frames is not None:
             answers.write(frames.reshape(-1).data)

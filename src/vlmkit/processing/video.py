@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vlmkit.errors import ConfigError, DataError
-from vlmkit.processing.readers import READERS, ReadError, VideoHeader, VideoReader
+from vlmkit.processing.readers import (
+    ANIMATIONS,
+    READERS,
+    AnimationReader,
+    ReadError,
+    VideoHeader,
+    VideoReader,
+    make_reader,
+)
 from vlmkit.processing.reading import ReadingProcess, ReadTimeout
+from vlmkit.processing.retries import try_again
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +66,7 @@ class VideoReading:
             raise DataError(
                 f"video {str(path)!r} holds no frame. Replace the file or drop the row.", reason="empty_media"
             )
-        if header.fps is None:
+        if header.fps is None or not 0 < header.fps < math.inf:
             raise DataError(
                 f"video {str(path)!r} says no frame rate, so its frames have no time. Replace the file or drop the row.",
                 reason="unreadable_media",
@@ -78,10 +88,19 @@ class VideoReading:
         frames = self._read(path, lambda reader: reader.frames(path, indices))
         return torch.from_numpy(frames if frames.flags.writeable else frames.copy()).permute(0, 3, 1, 2)
 
-    def _read(self, path: Path, ask: Callable[[VideoReader], T]) -> T:
-        name = choose_reader(self.reader)
+    @property
+    def chosen(self) -> str:
+        """The library that reads videos here, by which counts can differ; `none` where there is none."""
         try:
-            return ask(_reader(name, self.timeout_seconds, threading.get_ident()))
+            return choose_reader(self.reader)
+        except ConfigError:
+            return "none"
+
+    def _read(self, path: Path, ask: Callable[[VideoReader], T]) -> T:
+        animation = path.suffix.lower() in ANIMATIONS
+        name = AnimationReader.name if animation else choose_reader(self.reader)
+        try:
+            return try_again(lambda: ask(_reader(name, self.timeout_seconds, threading.get_ident())))
         except ReadError as error:
             raise DataError(
                 f"video {str(path)!r} cannot be read by {name} ({error}). Replace the file or drop the row.",
@@ -122,7 +141,7 @@ def choose_reader(name: str) -> str:
 @cache
 def _reader(name: str, timeout_seconds: float | None, _thread: int) -> VideoReader:
     """Of each thread its own: a process answers one question at a time, and ends with the thread that started it."""
-    return READERS[name]() if timeout_seconds is None else ReadingProcess(name, timeout_seconds=timeout_seconds)
+    return make_reader(name) if timeout_seconds is None else ReadingProcess(name, timeout_seconds=timeout_seconds)
 
 
 __all__ = ["ReaderName", "VideoHeader", "VideoReading", "choose_reader"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlmkit.conversation import Conversation, ImagePart, TextPart
 from vlmkit.generation.backend import GenerationBackend, GenerationParams
+from vlmkit.processing.media import load_image
 
 _SIDE, _TEXT_SIZE, _COLUMNS, _MARGIN = 448, 16, 52, 8
 
@@ -103,9 +103,7 @@ def _text(turns: Sequence[Any]) -> str:
 def _first_image(conversation: Conversation) -> Image.Image | None:
     for part in conversation.media:
         if isinstance(part, ImagePart):
-            source = io.BytesIO(part.source) if isinstance(part.source, bytes) else part.source
-            with Image.open(source) as opened:
-                image = opened.convert("RGB")
+            image = Image.fromarray(load_image(part).permute(1, 2, 0).contiguous().numpy())
             scale = _SIDE / max(image.size)
             return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     return None

@@ -17,6 +17,7 @@ from vlmkit.data.convert.formats import FORMATS, ROW_FORMATS, Fields, Format, co
 from vlmkit.data.convert.reading import read_rows, read_whole
 from vlmkit.data.manifest import parse_row
 from vlmkit.errors import ConfigError, DataError, Origin
+from vlmkit.processing.media import read_medium
 from vlmkit.storage import written_aside
 
 SCHEMA = "vlmkit.convert/1"
@@ -239,7 +240,7 @@ class Conversion:
         if self.root:
             for medium in conversation.media:
                 for place in medium.source if isinstance(medium.source, tuple) else (medium.source,):
-                    if isinstance(place, Path) and not place.is_file():
+                    if isinstance(place, Path) and not read_medium(medium, place.is_file):
                         raise DataError(f"{str(place)!r} is not there. Check root.", reason="missing_media")
         return row
 
