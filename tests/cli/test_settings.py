@@ -100,12 +100,15 @@ def leaves(node: object, prefix: str = ""):
 
 
 def with_value(config: DictConfig, key: str, value: object) -> DictConfig:
-    changed = config.copy()
+    return put(config.copy(), key, value)
+
+
+def put(config: DictConfig, key: str, value: object) -> DictConfig:
     place, _, name = key.rpartition(".")
-    node = OmegaConf.select(changed, place) if place else changed
-    with open_dict(changed):
+    node = OmegaConf.select(config, place) if place else config
+    with open_dict(config):
         node[name] = value
-    return changed
+    return config
 
 
 def having(command: str, key: str) -> DictConfig:
@@ -147,7 +150,7 @@ def test_what_is_composed_is_accepted(command):
 @pytest.mark.parametrize(("command", "key"), OWN)
 def test_what_no_option_may_be_is_refused(command, key):
     """Wrong types, negative numbers, zero, null and words that are no choice: the lists above say where they may be."""
-    config, told = having(command, key), MEANING[command][key]
+    config, told = having(command, key).copy(), MEANING[command][key]
     defaults = set(told.values.values())
     rule = RULES[command][key]
     number_wanted = "number" in rule.wanted
@@ -168,7 +171,7 @@ def test_what_no_option_may_be_is_refused(command, key):
         "not a number": math.nan, "infinite": math.inf,
     }  # fmt: skip
     for name, value in values.items():
-        faults = find_faults(with_value(config, key, value), command)
+        faults = find_faults(put(config, key, value), command)
         if accepted[name]:
             assert key not in faults, f"{name} is refused: {faults}"
             continue
@@ -178,7 +181,7 @@ def test_what_no_option_may_be_is_refused(command, key):
         assert "\n" not in faults[key]
     if not {"[]", "{}"} & defaults and not any(word in rule.wanted for word in ("list", "mapping")):
         for value in ([1, 2], {"a": 1}):
-            assert key in find_faults(with_value(config, key, value), command)
+            assert key in find_faults(put(config, key, value), command)
 
 
 @pytest.mark.parametrize(
@@ -254,9 +257,9 @@ def test_what_is_accepted_is_made_or_refused_in_a_line_with_its_key(tmp_path):
         if group == "data" and "sources" in base.data:
             base = with_value(base, "data.sources", [manifest])
         for value in (*probes, *rule.choices):
-            config = with_value(base, key, value)
-            if find_faults(config, "train"):
+            if not rule.accepts(value):
                 continue
+            config = with_value(base, key, value)
             refusals.append((key, value, refusal_of(make_all, config, group)))
     wrong = [f"{key}={value}: {told!r}" for key, value, told in refusals if told and ("\n" in told or key not in told)]
     assert not wrong, "\n".join(wrong)
