@@ -136,7 +136,7 @@ def make_sample(tokens: int, visual: int, supervised: int, generator: torch.Gene
         ids[3 : 3 + visual] = processor.image_token_id
     labels = torch.full_like(ids, IGNORE_INDEX)
     labels[-supervised:] = ids[-supervised:]
-    positions, _ = position_ids(len(ids), [(3, grid)] if visual else [], merge_size=merge)
+    positions, _ = position_ids(len(ids), [(3, grid, False)] if visual else [], merge_size=merge)
     num_patches = visual * merge**2
     return Sample(
         input_ids=ids,

@@ -237,6 +237,12 @@ def test_the_training_that_follows_finds_the_counts(good, tmp_path):
     assert "24 rows read, 2 trained" in output
     trained = json.loads((tmp_path / "run" / "report.json").read_text())
     assert trained["hashes"]["plan"] == section(report, "plan").figures["plan"], "the same packs"
+    kernel = section(report, "config").figures["attention"]
+    assert {part: set(ran) for part, ran in trained["attention"].items()} == {
+        "vision_encoder": {kernel},
+        "language_model": {kernel},
+    }
+    assert f"Attention: {kernel} in the vision encoder, {kernel} in the language model." in output
 
 
 # --- config, model, resources -----------------------------------------------------------------------------------------

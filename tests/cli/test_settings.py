@@ -268,8 +268,12 @@ def test_what_is_accepted_is_made_or_refused_in_a_line_with_its_key(tmp_path):
 # --- each command -----------------------------------------------------------------------------------------------------
 
 CASES = [
-    ("model.attn_implementation", "banana", "choose one of auto, flash, varlen, sdpa."),
-    ("model.attn_implementation", "flash_attention_2", "choose one of auto, flash, varlen, sdpa. Did you mean flash?"),
+    ("model.attn_implementation", "banana", "choose one of auto, flash4, flash3, flash, varlen, sdpa."),
+    (
+        "model.attn_implementation",
+        "flash_attention_2",
+        "choose one of auto, flash4, flash3, flash, varlen, sdpa. Did you mean flash?",
+    ),
     ("model.compile", "perhaps", "wanted true or false."),
     ("save.every_n_steps", "abc", "wanted a whole number of at least 1, or null."),
     ("save.keep", -3, "wanted a whole number of at least 0."),

@@ -65,7 +65,7 @@ def test_a_run_directory_holds_what_is_promised(stage1):
     log = lines(run_dir)
     assert [line["step"] for line in log] == list(range(1, 11))
     keys = {"schema", "step", "epoch", "loss", "lr", "grad_norm", "supervised_tokens", "tokens", "patches", "samples"}
-    keys |= {"tokens_per_second", "data_wait", "mfu", "seconds", "loss_by_source"}
+    keys |= {"tokens_per_second", "data_wait", "data_wait_worst", "mfu", "seconds", "loss_by_source"}
     assert all(line.keys() == keys for line in log)
     assert log[-1]["loss"] < log[0]["loss"]
     assert sum(line["samples"] for line in log) == 20

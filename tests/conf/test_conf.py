@@ -261,7 +261,7 @@ def ask(command, *arguments):
         "heavy = sorted({'torch', 'transformers', 'lightning', 'datasets'} & set(sys.modules))\n"
         "print('heavy', heavy, file=sys.stderr); sys.exit(status)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 

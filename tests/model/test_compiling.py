@@ -10,6 +10,7 @@ import torch
 
 from vlmkit.conversation import Conversation, ImagePart, TextPart, Turn, VideoPart
 from vlmkit.data.collation import PackInfo, pack_samples
+from vlmkit.model.attention import Segments
 from vlmkit.model.compiling import SMALLEST, bucket, filled
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
@@ -111,7 +112,7 @@ def test_buckets_waste_little_and_are_few():
 
 
 def test_filler_is_a_segment_of_its_own():
-    filler, segments = filled(torch.tensor([0, 40, 70], dtype=torch.int32), [40, 30])
+    filler, segments = filled(Segments(torch.tensor([0, 40, 70], dtype=torch.int32), [40, 30]))
     assert (filler, segments.starts.tolist(), list(segments)) == (2, [0, 40, 70, 72], [40, 30, 2])
     assert segments.starts.dtype == torch.int32
-    assert filled(torch.tensor([0, 64]), [64])[0] == 0
+    assert filled(Segments(torch.tensor([0, 64]), [64]))[0] == 0

@@ -9,10 +9,13 @@ import torch
 
 pytest.importorskip("peft", reason="adapters need PEFT: pip install 'vlmkit[lora]'")
 
+from transformers import AutoConfig
+
 from vlmkit.conversation import Conversation, ImagePart, TextPart, Turn
 from vlmkit.data.collation import PackInfo, pack_samples
 from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.model.assembly import WholeCheckpoint
+from vlmkit.model.families import on_meta
 from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.lora import Lora, is_adapter, prove_merge
 from vlmkit.model.packed import PackedVLM
@@ -92,6 +95,30 @@ def test_ranks_that_share_the_model_read_the_base_and_draw_the_adapters(tiny):
     first = next(name for name in names if ".lora_A." in name)
     assert torch.equal(torch.cat([read(first, 0, 1), read(first, 1, 4)]), state[first])
     assert state[first].abs().max() > 0
+
+
+def test_no_two_of_196_adapters_begin_alike_on_ranks_that_share_the_model(tiny):
+    """28 layers of seven matrices; what is drawn depends on the seed and the whole name."""
+    config = AutoConfig.from_pretrained(tiny.vision_language)
+    config.text_config.num_hidden_layers = 28
+    config.text_config.layer_types = ["full_attention"] * 28
+    hf = on_meta(config)
+    matrices = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    chosen = lora(vision_encoder=[], language_model=matrices)
+    chosen.inject(hf)
+    names = [name for name, _ in hf.named_parameters() if ".lora_A." in name]
+    assert len(names) == 196
+
+    def draw(name, seed):
+        """The first numbers of a matrix, its bound taken away: equal where two generators are."""
+        read = chosen.reader(lambda *_: torch.empty(0), hf, seed=seed)
+        rows = read(name, 0, chosen.rank)
+        return tuple((rows[0, :8] * rows.shape[1] ** 0.5).tolist())
+
+    drawn = [draw(name, seed) for seed in (0, 1) for name in names]
+    assert len({tuple(round(number, 5) for number in numbers) for numbers in drawn}) == 2 * 196
+    assert all(-1 <= number <= 1 for numbers in drawn for number in numbers)
+    assert draw(names[0], 0) == drawn[0], "every rank draws the same"
 
 
 @pytest.mark.parametrize(

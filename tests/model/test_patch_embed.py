@@ -35,15 +35,51 @@ def test_it_equals_the_convolution_with_its_gradients(num_stills, num_videos):
     torch.testing.assert_close(ours.bias.grad, theirs.bias.grad, rtol=0, atol=1e-11)
 
 
-def test_bytes_are_normalised_in_fp32_though_the_model_is_cast():
+MEAN, STD = (
+    [255 * value for value in values]
+    for values in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+)
+"""CLIP's, of bytes: none of them is exact in bf16."""
+
+
+def under_bf16(build):
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        return build()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def on_meta(build):
+    with torch.device("meta"):
+        normalize = build()
+    return normalize.to_empty(device="cpu")
+
+
+def in_a_cast_model(build):
+    return nn.ModuleDict({"normalize": build()}).to(torch.bfloat16)["normalize"]
+
+
+@pytest.mark.parametrize("made", [under_bf16, on_meta, in_a_cast_model, lambda build: build().double()])
+def test_bytes_are_normalised_in_fp32_however_the_model_is_made_and_cast(made):
     """Folding scale and mean into bf16 weights, or casting bytes first, would double the error."""
-    normalize = PatchNormalizer(mean=[0.5 * 255, 0.4 * 255, 0.3 * 255], std=[0.5 * 255, 0.2 * 255, 0.1 * 255])
-    normalize.bfloat16()
+    normalize = made(lambda: PatchNormalizer(mean=MEAN, std=STD))
     given = torch.randint(0, 256, (7, 3 * SIDE * SIDE), dtype=torch.uint8)
-    found = normalize(given)
+    found = under_bf16(lambda: normalize(given))
     exact = given.double().unflatten(1, (3, -1))
-    mean, std = (torch.tensor(one, dtype=torch.float64)[:, None] for one in (normalize.mean, normalize.std))
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None] for values in (MEAN, STD))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), ((exact - mean) / std).flatten(1), rtol=1e-6, atol=1e-6)
+    assert {name: buffer.dtype for name, buffer in normalize.named_buffers()} == dict.fromkeys(
+        ("mean", "std"), torch.float32
+    )
     assert normalize.state_dict() == {}, "no key of ours joins the state dict"
     assert normalize(found) is found, "what is normalised already is left alone"
+
+
+def test_mean_and_deviation_go_where_the_model_goes():
+    normalize = PatchNormalizer(mean=MEAN, std=STD).to("meta")
+    assert {buffer.device.type for buffer in normalize.buffers()} == {"meta"}
+    moved = normalize.to_empty(device="cpu")
+    assert moved.mean.tolist() == pytest.approx(MEAN)
+    assert moved.std.tolist() == pytest.approx(STD)

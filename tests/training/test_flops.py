@@ -20,7 +20,7 @@ from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.lora import Lora
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import set_checkpointing
-from vlmkit.training.flops import FlopCount, Rates, count_flops, peak_flops
+from vlmkit.training.flops import FlopCount, Rates, count_flops
 
 __all__ = ["checkpoint", "family"]  # fixtures
 POLICIES = {
@@ -178,7 +178,3 @@ def test_counts_of_a_plan_are_those_of_its_packs(data, stock, batch):
     of_tokens = FlopCount(model=Rates(token=2.0), merge=4)
     found = of_tokens.executed_of(plan.num_tokens, plan.num_patches, plan.num_supervised_tokens)
     assert found[0] == 2.0 * sum(batch["seqlens"])
-
-
-def test_the_peak_of_a_cpu_is_not_known():
-    assert peak_flops(torch.device("cpu"), "bf16-mixed") is None

@@ -31,6 +31,7 @@ from vlmkit.cli.training import (
 from vlmkit.cli.validating import make_data
 from vlmkit.config import build
 from vlmkit.data.manifest import resolve_sources
+from vlmkit.model.attention import KERNEL_NAMES, compute_capability, precision_fault
 from vlmkit.model.checkpoint import check_replaceable
 from vlmkit.model.fit import end_token, misfits, sizes, weight_faults, without_weights
 from vlmkit.model.freeze import FreezePolicy
@@ -106,10 +107,17 @@ def config_section(checked: Checked) -> Section:
             checked.state, checked.checkpoint = read_state(found), found
     with section.guarded():
         refuse_occupied(checked.run_dir, checked.checkpoint)
-    if section.mark == "ok" and checked.trainer is not None:
-        section.figures["attention"] = attention_of(config, checked.trainer)
+    with section.guarded():
+        if checked.trainer is not None:
+            capability = compute_capability(checked.trainer.strategy.root_device)
+            section.figures["compute_capability"] = ".".join(map(str, capability)) if capability else None
+            section.figures["attention"] = attention_of(config, checked.trainer)
+            if fault := precision_fault(str(config.trainer.precision), capability):
+                section.add("warning", fault)
+    if section.mark != "error":
         kept = ", ".join(name for name in ("model", "data", "freeze", "optim", "trainer", "logger", "callbacks"))
-        section.add("ok", f"the settings of {kept} are accepted; attention by {section.figures['attention']}")
+        kernel = section.figures["attention"]
+        section.add("ok", f"the settings of {kept} are accepted; attention by {kernel} ({KERNEL_NAMES[kernel]})")
     if checked.checkpoint and checked.state:
         section.add("note", f"would resume from {checked.checkpoint}, at step {checked.state.step}")
     return section

@@ -179,19 +179,16 @@ def kernels(*, measure: bool) -> Section:
     """Which attention a run would use, whether blocks can be compiled, and the patch embedding both ways."""
     import torch
 
-    from vlmkit.model.attention import choose_kernel, flash_fault
+    from vlmkit.model.attention import KERNEL_NAMES, choose_kernel, compute_capability, flash_fault, precision_fault
 
     section = Section(name="kernels")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    kernel = choose_kernel("auto", device, dtype)
+    capability = compute_capability(device)
+    half = torch.float16 if precision_fault("bf16-mixed", capability) else torch.bfloat16
+    dtype = half if device.type == "cuda" else torch.float32
+    kernel = choose_kernel("auto", device, dtype, capability)
     section.figures["attention"] = kernel
-    meant = {
-        "flash": "flash-attn's variable-length kernel",
-        "varlen": "PyTorch's own variable-length kernel",
-        "sdpa": "PyTorch's attention, segment by segment",
-    }
-    section.add("ok", f"attention on {device.type}: {meant[kernel]} (model.attn_implementation=auto)")
+    section.add("ok", f"attention on {device.type}: {KERNEL_NAMES[kernel]} (model.attn_implementation=auto)")
     if find_spec("flash_attn") and (fault := flash_fault()):
         section.add("warning", fault)
     compiler = _compiler(device)

@@ -126,7 +126,7 @@ _MODEL: dict[str, Rule] = {
     "model.merger_init": choice("crop", "random"),
     "model.seed": whole(0),
     "model.prove": FLAG,
-    "model.attn_implementation": choice("auto", "flash", "varlen", "sdpa"),
+    "model.attn_implementation": choice("auto", "flash4", "flash3", "flash", "varlen", "sdpa"),
     **_same(FLAG, "model.gradient_checkpointing.vision_encoder", "model.gradient_checkpointing.language_model"),
     "model.compile": FLAG,
     "model.kernels": choice("torch", "liger"),

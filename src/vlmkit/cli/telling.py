@@ -89,10 +89,9 @@ def end_table(report: Mapping[str, Any], groups: Mapping[str, tuple[int, float]]
         rows.append(("loss", _number(last["loss"])))
         rows += [(f"loss of {name}", _number(loss)) for name, loss in last["loss_by_source"].items()]
         mfu = "" if last["mfu"] is None else f", {last['mfu']:.1%} of the device's peak"
-        rows.append(
-            ("speed", f"{last['tokens_per_second']:,.0f} tokens/s{mfu}; {last['data_wait']:.1%} waiting for data")
-        )
-        if words := wait_in_words(last["data_wait"]):
+        wait = last.get("data_wait_worst", last["data_wait"])  # a log of an earlier version has rank 0's only
+        rows.append(("speed", f"{last['tokens_per_second']:,.0f} tokens/s{mfu}; {wait:.1%} waiting for data"))
+        if words := wait_in_words(wait):
             rows.append(("data", words))
     if masked := report["rows"]["masked"]["rows"]:
         rows.append(("masked", f"{len(masked)} rows, their media could not be read (first: {masked[0]['where']})"))

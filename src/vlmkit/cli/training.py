@@ -32,7 +32,7 @@ from vlmkit.config import build, chosen_by_user, read_config, save_config, taken
 from vlmkit.data.datamodule import PackedDataModule
 from vlmkit.errors import CheckpointError, ConfigError, Interrupted
 from vlmkit.model.assembly import VLM, Assembly, Sketch, WholeCheckpoint
-from vlmkit.model.attention import choose_kernel
+from vlmkit.model.attention import Chosen, attention_dtype, choose_kernel, compute_capability, precision_fault
 from vlmkit.model.checkpoint import check_replaceable, prove_export, save_hf
 from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.liger import check_kernels, use_kernels
@@ -49,11 +49,12 @@ from vlmkit.training.callbacks.guard import GuardSettings, LossGuard
 from vlmkit.training.callbacks.prediction import StartForecast
 from vlmkit.training.callbacks.receipt import GradientReceipt
 from vlmkit.training.callbacks.steplog import StepLog
-from vlmkit.training.callbacks.summary import GroupTable
+from vlmkit.training.callbacks.summary import AttentionReport, GroupTable
 from vlmkit.training.callbacks.validator import Validator
-from vlmkit.training.flops import FlopCount, count_flops, peak_flops
+from vlmkit.training.flops import FlopCount, count_flops
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.optim import OptimizerPlan
+from vlmkit.training.peaks import peak_flops
 from vlmkit.training.proof import probe_losses, prove_collected
 from vlmkit.training.shards import check_whole, gather_model, is_shared, load_weights
 from vlmkit.training.state import (
@@ -320,13 +321,13 @@ def make_callbacks(config: DictConfig) -> list[Callback]:
     return [build(node, cast(Any, Callback)) for node in config.callbacks.values() if node]
 
 
-def attention_of(config: DictConfig, trainer: L.Trainer) -> str:
+def attention_of(config: DictConfig, trainer: L.Trainer) -> Chosen:
     """The attention kernel of a run.
 
     Raises:
         ConfigError: the one that is asked for cannot run on its device or in its precision.
     """
-    dtype = torch.float32 if str(config.trainer.precision).startswith(("32", "64")) else torch.bfloat16
+    dtype = attention_dtype(str(config.trainer.precision))
     return choose_kernel(config.model.attn_implementation, trainer.strategy.root_device, dtype)
 
 
@@ -515,6 +516,7 @@ class Watchers:
     guard: LossGuard
     checkpointer: Checkpointer
     validator: Validator | None
+    attention: AttentionReport
 
 
 def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
@@ -586,10 +588,20 @@ def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
     )
     # The guard stands first: a strange loss is told before its gradients are. The log stands before the checkpointer:
     # when a checkpoint is there, so is its line.
+    attention = AttentionReport()
     cast(Any, run.trainer).callbacks.extend(
-        [GroupTable(), guard, *configured, run.bad_media, step_log, *([validator] if validator else []), checkpointer]
+        [
+            GroupTable(),
+            attention,
+            guard,
+            *configured,
+            run.bad_media,
+            step_log,
+            *([validator] if validator else []),
+            checkpointer,
+        ]
     )
-    return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator)
+    return Watchers(log=step_log, guard=guard, checkpointer=checkpointer, validator=validator, attention=attention)
 
 
 def trained_groups(module: TrainingModule) -> dict[str, tuple[int, float]]:
@@ -656,6 +668,7 @@ def make_report(run: Run, watchers: Watchers, *, best: Path | None, seconds: flo
         "hashes": {"plan": run.data.plan.key, "index": run.data.index.key, "processor": run.processor.fingerprint},
         "versions": {"vlmkit": __version__, "torch": torch.__version__, "lightning": L.__version__},
         "devices": {"kind": device.type, "ranks": run.trainer.world_size},
+        "attention": watchers.attention.report(),
     }
 
 
@@ -664,10 +677,12 @@ def describe_data(run: Run) -> str:
     rows = run.data.accounting()["sources"].values()
     counts = {key: sum(row[key] for row in rows) for key in ("read", "trained", "skipped", "overlong")}
     steps = run.data.num_steps(run.trainer.world_size, run.accumulate)
+    fault = precision_fault(str(run.config.trainer.precision), compute_capability(run.trainer.strategy.root_device))
     return (
         f"Data {run.data.name}: {counts['read']} rows read, {counts['trained']} trained, {counts['skipped']} skipped, "
         f"{counts['overlong']} over-long; {len(run.data.plan)} packs, {steps} steps.\n"
         f"Run {run.run_dir}"
         + (f", resumed from {run.checkpoint}" if run.checkpoint else "")
-        + f"; attention by {attention_of(run.config, run.trainer)}."
+        + "."
+        + (f"\nWarning: {fault}" if fault else "")
     )

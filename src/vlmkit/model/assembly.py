@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -29,7 +28,7 @@ from vlmkit.model.families import FAMILIES, Family, as_in_model, family_named, f
 from vlmkit.model.merge import check_tokenizers, merge_configs, refuse_untrainable
 from vlmkit.model.parts import part_of, restore_rotary_buffers
 from vlmkit.model.report import AssemblyReport, FieldOrigin, Origin, Proof, TensorOrigin
-from vlmkit.model.tensors import TensorReader, align_parameters, tensor_hash, weight_files
+from vlmkit.model.tensors import TensorReader, align_parameters, seeded_generator, tensor_hash, weight_files
 
 MergerInit = Literal["crop", "random"]
 _PROOF_TEXT_TOKENS = (1, 17, 160)
@@ -363,9 +362,7 @@ class Assembly:
         """Normal with deviation 1 / sqrt(inputs) for a matrix, zero for a bias; from the seed and the name alone."""
         if len(shape) == 1:
             return torch.zeros(shape)
-        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()  # no two pairs of seed and name draw alike
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        return torch.randn(shape, generator=generator) / math.sqrt(shape[1])
+        return torch.randn(shape, generator=seeded_generator(self.seed, name)) / math.sqrt(shape[1])
 
     def _prove_language(self, vlm: VLM, dtype: torch.dtype) -> Proof:
         source = self._place("language_model")

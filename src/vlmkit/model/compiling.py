@@ -8,8 +8,7 @@ host integers that differ in every pack.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -31,26 +30,28 @@ def bucket(length: int) -> int:
     return max(SMALLEST, -(-length // step) * step)
 
 
-def filled(cu_seqlens: Tensor, seqlens: Sequence[int]) -> tuple[int, Segments]:
+def filled(segments: Segments) -> tuple[int, Segments]:
     """Segments with filler up to the bucket as one more segment.
-
-    Args:
-        cu_seqlens: (segments + 1,) int32.
-        seqlens: Their lengths.
 
     Returns:
         How many rows of filler, and the segments with it.
     """
-    total = sum(seqlens)
+    total = sum(segments)
     filler = bucket(total) - total
     if not filler:
-        return 0, Segments(cu_seqlens, seqlens)
-    return filler, Segments(pad(cu_seqlens, (0, 1), value=total + filler), [*seqlens, filler])
+        return 0, segments
+    starts = pad(segments.starts, (0, 1), value=total + filler)
+    return filler, Segments(starts, [*segments, filler], segments.attention)
 
 
 def fill_rows(tensor: Tensor, filler: int, dim: int) -> Tensor:
     """Zeros behind the rows of a dimension."""
     return pad(tensor, (*[0, 0] * (tensor.ndim - 1 - dim), 0, filler)) if filler else tensor
+
+
+def fill_order(order: Tensor, filler: int) -> Tensor:
+    """An order of rows, with filler that stays behind them."""
+    return torch.cat([order, torch.arange(len(order), len(order) + filler, device=order.device)]) if filler else order
 
 
 def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:

@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of `hidden @ weight.T`; gradients are made chunk by chunk in the forward pass."""
+    """Sum of cross-entropies of `hidden @ weight.T`; gradients are made chunk by chunk in the forward pass.
+
+    The weight's gradient is added up in fp32 at least, whatever the weight's type, and has that type in the end.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -20,7 +23,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         cast_weight = weight.to(dtype)
         losses = torch.empty(len(targets), dtype=exact, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight) if wants_weight else None
+        # Chunks are added in fp32: in bf16 each addition would round the sum so far, and the error grow with their number.
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        grad_weight: Tensor | None = None
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             rows, columns = hidden[part].to(dtype), targets[part]
@@ -34,8 +39,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad = grad.to(dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = (grad @ cast_weight).to(hidden.dtype)
-            if grad_weight is not None:
-                grad_weight += (grad.T @ rows).to(weight.dtype)
+            if wants_weight:
+                product = grad.T @ rows  # (vocabulary, width)
+                grad_weight = product if grad_weight is None else grad_weight.to(wide).add_(product)
+        if wants_weight:
+            grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight.to(weight.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses

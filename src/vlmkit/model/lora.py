@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.model.freeze import FreezePolicy
 from vlmkit.model.parts import PARTS, Part, part_of
+from vlmkit.model.tensors import seeded_generator
 
 ADAPTER = "default"
 _BASE = ".base_layer."
@@ -103,7 +104,7 @@ class Lora:
             shape = list(hf.get_parameter(name).shape)
             if match["which"] == "B":
                 return torch.zeros(last - first, *shape[1:])
-            generator = torch.Generator().manual_seed(seed + sum(name.encode()))
+            generator = seeded_generator(seed, name)
             bound = math.sqrt(1 / shape[1])  # as PEFT draws it: Kaiming's uniform with a = sqrt(5)
             return ((2 * torch.rand(shape, generator=generator) - 1) * bound)[first:last]
 

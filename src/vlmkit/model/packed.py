@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from types import MethodType
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from vlmkit.batch import Batch
-from vlmkit.model.attention import VARLEN, Kernel, PackedVisionAttention, Segments
-from vlmkit.model.compiling import compile_blocks, fill_rows, filled
+from vlmkit.model.attention import VARLEN, VARLEN_VISION, Kernel, PartAttention, Segments
+from vlmkit.model.compiling import compile_blocks, fill_order, fill_rows, filled
 from vlmkit.model.families import family_of
 from vlmkit.model.head import linear_cross_entropy
 from vlmkit.model.linear_attention import keep_segments_apart
-from vlmkit.model.parts import blocks_of
+from vlmkit.model.parts import Part, blocks_of
 from vlmkit.model.patch_embed import PatchNormalizer, embed_patches
 
 HEAD_CHUNK = 512
@@ -40,12 +42,27 @@ class PackedOutput:
     token_losses: Tensor
 
 
+class Patches(NamedTuple):
+    """What the vision encoder is handed in place of the stock processor's pixels.
+
+    Attributes:
+        stills: Normalised, as `embed_patches` takes them.
+        videos: Normalised, as `embed_patches` takes them.
+        filler: Rows of zeros behind the embedded patches.
+    """
+
+    stills: Tensor
+    videos: Tensor
+    filler: int
+
+
 class PackedVLM(nn.Module):
     """A vision-language model of any family that runs on packs.
 
     Attributes:
-        hf: The stock model; its vision attention is ours, its language attention is set to `VARLEN`.
+        hf: The stock model; its attention is set to `VARLEN_VISION` and `VARLEN`, its patch embedding takes `Patches` too.
         family: What sets it apart from other models.
+        attention: Of each part that attends, and which kernels have run there.
         compiled: Whether its blocks are compiled, and lengths filled up to buckets; see `vlmkit.model.compiling`.
     """
 
@@ -61,18 +78,19 @@ class PackedVLM(nn.Module):
         compiler: str = "inductor",
     ) -> None:
         super().__init__()
-        hf.set_attn_implementation({"text_config": VARLEN})
+        hf.set_attn_implementation({"text_config": VARLEN, "vision_config": VARLEN_VISION})
         self.family = family_of(hf)
         self.hf: Any = hf
-        for block in blocks_of(hf, "vision_encoder"):
-            if not isinstance(block.attn, PackedVisionAttention):
-                block.attn = PackedVisionAttention(cast(nn.Module, block.attn))
+        _take_patches(self.hf.model.visual.patch_embed)
         if self.family.experts and hf.dtype == torch.float64:
             hf.set_experts_implementation("eager")  # the grouped product of transformers' default knows no fp64
         if self.family.linear_attention:
             keep_segments_apart(blocks_of(hf, "language_model"))
         self.normalize = PatchNormalizer(mean=pixel_mean, std=pixel_std)
-        self.kernel: Kernel = kernel
+        self.attention: dict[Part, PartAttention] = {
+            "vision_encoder": PartAttention(kernel),
+            "language_model": PartAttention(kernel),
+        }
         self.head_chunk = head_chunk
         self.compiled = compiled
         if compiled:
@@ -117,51 +135,45 @@ class PackedVLM(nn.Module):
         return self._read(embeds, deepstack, batch, cache)
 
     def _see(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Visual tokens (V, width) and the DeepStack features of the same shape, from one call into the encoder."""
+        """Visual tokens (V, width) and the DeepStack features of the same shape, from one call into the encoder.
+
+        It is the stock forward. What it would read from the grids on the host, and wait for, comes with the batch.
+        """
         visual: Any = self.hf.model.visual
-        stills, videos = self.normalize(batch["still_patches"]), self.normalize(batch["video_patches"])
-        hidden = embed_patches(visual.patch_embed.proj, stills, videos)
+        patches = len(batch["vision_position_ids"])
+        num_tokens = patches // visual.spatial_merge_size**2
+        filler, segments = self._segments("vision_encoder", batch["vision_cu_seqlens"], batch["vision_seqlens"])
+        arguments: dict[str, Any] = {
+            "position_ids": fill_rows(batch["vision_position_ids"], filler, 0),
+            "cu_seqlens": segments,
+            "max_seqlen": 0,  # not None, or it is read from `cu_seqlens`; the segments know it, and a number is compiled in
+        }
         if self.family.learned_positions:
-            taps = visual.pos_embed(batch["vision_interp_indices"])
-            hidden = hidden + (taps * batch["vision_interp_weights"][:, :, None]).sum(1).to(hidden.dtype)
-        places = batch["vision_position_ids"]
-        filler, *segments = self._segments(batch["vision_cu_seqlens"], batch["vision_seqlens"])
-        inside, order = segments, None
+            arguments["interp_indices"] = fill_rows(batch["vision_interp_indices"], filler, 0)
+            arguments["interp_weights"] = fill_rows(batch["vision_interp_weights"], filler, 0)
         if self.family.windows:
             order = batch["vision_window_order"]  # pyright: ignore[reportTypedDictNotRequiredAccess]  # made for windows
-            hidden, places = (_in_order(each, order) for each in (hidden, places))
-            _, *inside = self._segments(batch["vision_window_cu_seqlens"], batch["vision_window_seqlens"])  # pyright: ignore[reportTypedDictNotRequiredAccess]  # as above
-        hidden = fill_rows(hidden, filler, 0)
-        rotary = visual.rotary_pos_emb(hidden, fill_rows(places, filler, 0))
-        num_tokens = len(places) // visual.spatial_merge_size**2
-        taps_after: list[int] = list(visual.deepstack_visual_indexes) if self.family.deepstack else []
-        whole: set[int] = set(visual.fullatt_block_indexes) if self.family.windows else set()
-        deepstack: list[Tensor] = []
-        for number, block in enumerate(visual.blocks):
-            cu_seqlens, seqlens = segments if number in whole else inside
-            hidden = block(
-                hidden,
-                cu_seqlens=cu_seqlens,
-                seqlens=seqlens,
-                position_embeddings=rotary,
-                kernel=self.kernel,
-            )
-            if number in taps_after:
-                merger = visual.deepstack_merger_list[taps_after.index(number)]
-                deepstack.append(merger(hidden)[:num_tokens])
-        merged = visual.merger(hidden)[:num_tokens]
-        return (merged if order is None else merged[order.argsort()]), deepstack
+            starts, lengths = batch["vision_window_cu_seqlens"], batch["vision_window_seqlens"]  # pyright: ignore[reportTypedDictNotRequiredAccess]  # as above
+            arguments["window_index"] = fill_order(order, filler // visual.spatial_merge_unit)
+            arguments["cu_window_seqlens"] = self._segments("vision_encoder", starts, lengths)[1]
+            arguments["max_window_seqlen"] = 0
+        stills, videos = self.normalize(batch["still_patches"]), self.normalize(batch["video_patches"])
+        seen = visual(Patches(stills, videos, filler), None, **arguments)
+        deepstack = cast("list[Tensor]", seen.deepstack_features) if self.family.deepstack else []
+        return seen.pooler_output[:num_tokens], [feature[:num_tokens] for feature in deepstack]
 
-    def _segments(self, cu_seqlens: Tensor, seqlens: Sequence[int]) -> tuple[int, Tensor | Segments, Sequence[int]]:
-        """Rows of filler, and where segments start and how long they are."""
-        if not self.compiled:
-            return 0, cu_seqlens, seqlens
-        filler, segments = filled(cu_seqlens, seqlens)
-        return filler, segments, segments
+    def _segments(self, part: Part, starts: Tensor, lengths: Sequence[int]) -> tuple[int, Segments]:
+        """Rows of filler, and the segments with it."""
+        segments = Segments(starts, lengths, self.attention[part])
+        return filled(segments) if self.compiled else (0, segments)
 
     def _read(self, embeds: Tensor, deepstack: list[Tensor], batch: Batch, cache: Any) -> Tensor:
+        """States after the last norm.
+
+        Not the stock forward: that adds DeepStack's features through a boolean mask, for which the host waits.
+        """
         language: Any = self.hf.model.language_model
-        filler, cu_seqlens, seqlens = self._segments(batch["cu_seqlens"], batch["seqlens"])
+        filler, segments = self._segments("language_model", batch["cu_seqlens"], batch["seqlens"])
         positions = fill_rows(batch["position_ids"], filler, 2)
         hidden = fill_rows(embeds, filler, 1)
         rotary = language.rotary_emb(hidden, positions[1:])
@@ -172,10 +184,8 @@ class PackedVLM(nn.Module):
                 position_ids=positions[0],
                 past_key_values=cache,
                 use_cache=False,
-                cu_seq_lens_q=cu_seqlens,
-                cu_seq_lens_k=cu_seqlens,
-                seqlens=seqlens,
-                kernel=self.kernel,
+                cu_seq_lens_q=segments,
+                seqlens=segments,
             )
             if number < len(deepstack):
                 feature = deepstack[number][None].to(hidden.dtype)
@@ -183,6 +193,14 @@ class PackedVLM(nn.Module):
         return language.norm(hidden[:, : embeds.shape[1]])
 
 
-def _in_order(patches: Tensor, order: Tensor) -> Tensor:
-    """Rows of patches, in groups that make one visual token each, in another order of these groups."""
-    return patches.unflatten(0, (len(order), -1))[order].flatten(0, 1)
+def _take_patches(patch_embed: nn.Module) -> None:
+    """Let a stock patch embedding take `Patches` as well as the pixels that it knows."""
+    patch_embed.forward = MethodType(_embed, patch_embed)
+
+
+def _embed(patch_embed: Any, pixels: Tensor | Patches) -> Tensor:
+    """(patches, width); the stock module's forward for a tensor."""
+    if isinstance(pixels, Tensor):
+        return type(patch_embed).forward(patch_embed, pixels)
+    embedded = embed_patches(patch_embed.proj, pixels.stills, pixels.videos)
+    return pad(embedded, (0, 0, 0, pixels.filler)) if pixels.filler else embedded

@@ -7,18 +7,40 @@ the input and half the product. Same weights under the same names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 
 class PatchNormalizer(nn.Module):
-    """Scale and shift bytes as the stock processor does, on the device, in fp32: (byte - mean) / std."""
+    """Scale and shift bytes as the stock processor does, on the device, in fp32: (byte - mean) / std.
+
+    Attributes:
+        mean, std: (3,) fp32 buffers, a value per channel; no keys of the state dict.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, *, mean: list[float], std: list[float]) -> None:
         super().__init__()
-        # Lists, not buffers: a buffer would be cast to bf16 with the model, and no key of ours joins the state dict.
-        self.mean, self.std = mean, std
+        self._statistics = {"mean": mean, "std": std}
+        self._restore_buffers(torch.get_default_device())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PatchNormalizer:
+        """Follow a move or a cast of the model (`to`, `to_empty`, `bfloat16`) to the device alone.
+
+        A cast to bf16 would round mean and deviation, and a build on the meta device leaves them without values.
+        """
+        super()._apply(fn, recurse)
+        self._restore_buffers(self.mean.device)
+        return self
+
+    def _restore_buffers(self, device: torch.device) -> None:
+        for name, values in self._statistics.items():
+            setattr(self, name, nn.Buffer(torch.tensor(values, dtype=torch.float32, device=device), persistent=False))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Normalise uint8 patches; floating-point patches are taken as normalised.
@@ -31,10 +53,8 @@ class PatchNormalizer(nn.Module):
         """
         if patches.dtype != torch.uint8:
             return patches
-        mean = torch.tensor(self.mean, device=patches.device)[:, None]
-        std = torch.tensor(self.std, device=patches.device)[:, None]
         planes = patches.unflatten(1, (3, -1)).to(torch.float32)
-        return planes.sub_(mean).div_(std).flatten(1)
+        return planes.sub_(self.mean[:, None]).div_(self.std[:, None]).flatten(1)
 
 
 def embed_patches(proj: nn.Conv3d, still_patches: Tensor, video_patches: Tensor) -> Tensor:

@@ -158,6 +158,12 @@ def tensor_hash(tensor: Tensor) -> str:
     return hashlib.sha256(memoryview(cast(Any, flat.numpy()))).hexdigest()
 
 
+def seeded_generator(seed: int, name: str) -> torch.Generator:
+    """A generator on the CPU for one tensor: no two pairs of seed and name draw the same numbers."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint, in the order of their names.
 

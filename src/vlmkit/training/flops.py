@@ -1,4 +1,4 @@
-"""FLOPs of a batch: what the mathematics asks for, and what is computed anew on top; and the device's peak."""
+"""FLOPs of a batch: what the mathematics asks for, and what is computed anew on top."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from numpy.typing import NDArray
 from torch import nn
 
@@ -226,11 +224,3 @@ def _passes(weight: nn.Parameter, *, below: bool) -> float:
 
 def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Dense peak of a device per second, from the makers' data sheets as Lightning lists them; None where it is not known."""
-    if device.type != "cuda":
-        return None
-    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-    return get_available_flops(device, dtype)

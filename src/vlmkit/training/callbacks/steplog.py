@@ -30,7 +30,8 @@ class StepLog(Callback):
     """A line per logged step, over all ranks; between two lines nothing waits for the device.
 
     Loss and rates are means over the steps since the line before, weighed by supervised tokens. `seconds` counts from
-    the start of this process; `data_wait` is the share of the time in which this rank waited for a batch.
+    the start of this process. `data_wait` is the share of the time in which rank 0 waited for a batch, `data_wait_worst`
+    that of the rank that waited longest: the others wait for it in the exchange of gradients, where nothing shows.
 
     Args:
         path: `train.jsonl`; lines after the step a run resumes at are cut off.
@@ -167,7 +168,7 @@ class StepLog(Callback):
 
     def _write(self, trainer: L.Trainer) -> None:
         now = time.perf_counter()
-        counts, by_source_counts, losses, unusable = self._over_ranks(trainer)
+        counts, by_source_counts, losses, unusable, waits = self._over_ranks(trainer)
         tokens, patches, samples, supervised = (int(value) for value in counts[:4])
         for name, value in zip(self.totals, (supervised, tokens, patches, samples), strict=True):
             self.totals[name] += value
@@ -189,7 +190,8 @@ class StepLog(Callback):
             "patches": patches,
             "samples": samples,
             "tokens_per_second": tokens / elapsed,
-            "data_wait": self.waited / elapsed,
+            "data_wait": waits[0] / elapsed,
+            "data_wait_worst": max(waits) / elapsed,
             "mfu": counts[4] / elapsed / (self.peak_flops * trainer.world_size) if self.peak_flops else None,
             "seconds": now - self.started,
             "loss_by_source": by_source,
@@ -198,25 +200,29 @@ class StepLog(Callback):
         self.mark = now
         self._reset()
 
-    def _over_ranks(self, trainer: L.Trainer) -> tuple[list[float], list[float], list[float], list[float]]:
-        """Counts; by source: supervised tokens, sums of losses, and token losses without a value. Over all ranks."""
+    def _over_ranks(self, trainer: L.Trainer) -> list[list[float]]:
+        """Over all ranks: counts; by source supervised tokens, sums of losses, and token losses without a value; waits.
+
+        The last are the seconds that each rank waited for data, by rank.
+        """
         self._sum_up()
-        sums = [torch.tensor(self.counts, dtype=torch.float64), self.supervised, self.losses, self.unusable]
+        waits = torch.zeros(trainer.world_size, dtype=torch.float64)
+        waits[trainer.global_rank] = self.waited  # a place for each rank: the sum over ranks gathers them
+        sums = [torch.tensor(self.counts, dtype=torch.float64), self.supervised, self.losses, self.unusable, waits]
         every = torch.cat(sums)
         if trainer.world_size > 1:
             every = every.to(self.device)
             torch.distributed.all_reduce(every)
-        counts, supervised, losses, unusable = every.cpu().split([len(one) for one in sums])
-        return counts.tolist(), supervised.tolist(), losses.tolist(), unusable.tolist()
+        return [part.tolist() for part in every.cpu().split([len(one) for one in sums])]
 
     def _tell(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero:
             return
         append_line(self.path, self.last)
         if self.bar is not None:
-            speed, wait = self.last["tokens_per_second"], self.last["data_wait"]
+            speed, wait = self.last["tokens_per_second"], self.last["data_wait_worst"]
             self.bar.set_postfix_str(f"loss {self.last['loss']:.4f}, {speed:,.0f} tok/s, data wait {wait:.0%}")
-        words = wait_in_words(self.last["data_wait"])
+        words = wait_in_words(self.last["data_wait_worst"])
         if (
             words and not self.wait_told and self.step > self.first_step + self.every_n_steps
         ):  # workers start in the first
