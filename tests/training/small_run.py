@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def fit(
     lr: float = 1e-3,
     precision: str = "32-true",
     merger_only: bool = False,
+    freeze: FreezePolicy | None = None,
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
     ckpt_path: Path | None = None,
     **trainer: Any,
 ) -> TrainingModule:
@@ -48,9 +51,9 @@ def fit(
     plan = OptimizerPlan(
         lr=lr, lr_vision_encoder=None, lr_merger=None, lr_language_model=None, weight_decay=0.1, beta1=0.9,
         beta2=0.999, eps=1e-8, schedule="constant", warmup_ratio=0.0, min_lr_ratio=0.0,
-        layer_decay=1.0, fp32_masters=True, optimizer=None,
+        layer_decay=1.0, fp32_masters=True, optimizer=optimizer,
     )  # fmt: skip
-    freeze = FreezePolicy(vision_encoder=merger_only, merger=False, language_model=merger_only)
+    freeze = freeze or FreezePolicy(vision_encoder=merger_only, merger=False, language_model=merger_only)
     module = kind(make_model=make_model, freeze=freeze, optimizer_plan=plan, count_steps=data.num_steps)
     L.Trainer(
         accelerator="cpu", devices=1, precision=precision, max_epochs=1, use_distributed_sampler=False,

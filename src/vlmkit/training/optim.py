@@ -179,13 +179,18 @@ def make_optimizer(groups: list[Group], plan: OptimizerPlan, *, masters: list[li
     try:
         if plan.fp32_masters and any(p.dtype in NARROW for p in parameters):
             return MasterOptimizer(settings, make, masters=masters)
-        return make(settings)
+        optimizer = make(settings)
     except (TypeError, ValueError) as error:
         if plan.optimizer is None:
             raise
         raise ConfigError(
             f"optim.optimizer: it refused its settings ({error}). Check them, or leave it null."
         ) from error
+    # A fused optimiser says that it can unscale gradients by itself, and Lightning (2.6) then refuses to clip under any mixed
+    # precision, bf16-mixed included, which scales nothing. Without the mark gradients are unscaled before they are clipped.
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]  # of fused ones
+    return optimizer
 
 
 def still_twin(optimizer: Optimizer, groups: list[Group], plan: OptimizerPlan) -> Optimizer:
