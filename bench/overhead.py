@@ -147,7 +147,7 @@ def datamodule(steps: int) -> Ready:
     data = Ready(
         name="shapes", sources=[shapes_manifest()], root=None, allow_absolute_paths=False, limit=steps,
         image_min_pixels=None, image_max_pixels=64 * 64, video_min_pixels=None, video_max_pixels=None, video_fps=None,
-        video_max_frames=None, max_tokens=None, overlong="error", on_bad_row="error", video_reader="auto",
+        video_max_frames=None, max_tokens=None, overlong="error", on_bad_row="error", max_bad_rows=None, video_reader="auto",
         media_timeout_seconds=60, on_bad_media="error", max_bad_media=0, batch_size=1,
         tokens_per_batch=None, patches_per_batch=None, order="sequential", heaviest_first=False, pixels="uint8",
         num_workers=0, cache_dir=Path(tempfile.gettempdir()) / "vlmkit-overhead", seed=0,

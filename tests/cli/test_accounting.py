@@ -38,7 +38,14 @@ def rows(tmp_path_factory):
     ids=["whole", "limit", "max_steps", "stopped early", "stage1", "weight", "two ranks"],
 )  # fmt: skip
 def test_every_row_has_one_fate(overrides, trained, reasons, overlong, rows, tmp_path):
-    settings = small(rows, tmp_path / "run", "data.on_bad_row=skip", "data.max_tokens=60", "data.overlong=drop")
+    settings = small(
+        rows,
+        tmp_path / "run",
+        "data.on_bad_row=skip",
+        "data.max_bad_rows=null",
+        "data.max_tokens=60",
+        "data.overlong=drop",
+    )
     if overrides == ["weight=0.5"]:
         overrides = [f"data.sources=[{{path: {rows}, weight: 0.5}}]"]
     record = f"+callbacks.rows={{_target_: tests.training.recorder.RowRecorder, directory: {tmp_path / 'seen'}}}"

@@ -72,6 +72,17 @@ def bad(folder) -> Path:
 # --- as users run it --------------------------------------------------------------------------------------------------
 
 
+def test_fields_that_are_not_read_are_listed_with_their_counts(folder):
+    rows = json.loads((folder / "manifest.json").read_text())
+    path = folder / "fields.jsonl"
+    path.write_text(
+        "\n".join(json.dumps(row | {"source": "web"} | ({"score": 1} if n < 3 else {})) for n, row in enumerate(rows))
+    )
+    report = look(*llava(path))
+    assert "2 fields of the rows not read:\nsource: 24 rows\nscore: 3 rows" in told(report, "data", "note")
+    assert section(report, "data").figures["unread_fields"] == {"source": 24, "score": 3}
+
+
 def test_a_run_that_would_start(good, tmp_path):
     output = run(
         "check", *llava(good), "data.num_workers=0", "stage=stage1", f"run_dir={tmp_path / 'run'}", cwd=tmp_path
@@ -132,8 +143,41 @@ def test_all_bad_rows_are_told_by_reason_even_where_the_first_would_stop_the_run
     assert report.num_steps == 3, "what is left is planned: five rows, two a pack"
 
 
+def test_more_bad_rows_than_may_be_skipped_are_an_error(bad):
+    report = look(*llava(bad), "data.on_bad_row=skip", "check.decode=false")
+    assert not report.starts
+    error = told(report, "data", "error")
+    assert "7 bad rows are more than data.max_bad_rows=0.01 allows (0 of 12)" in error
+    assert "vlmkit-check check.bad_rows=bad.jsonl lists all" in error
+
+
+@pytest.mark.parametrize(
+    "model", [[], ["model=qwen3_vl", "model.path=/nowhere"]], ids=["counted", "without a processor"]
+)
+def test_every_bad_row_is_listed_in_a_file(bad, model, folder, tmp_path):
+    rows = [json.loads(line) for line in bad.read_text().splitlines()[:11]]
+    many = folder / "many.jsonl"
+    many.write_text("\n".join(json.dumps(row) for row in rows + [rows[2] | {"image": f"no-{n}.png"} for n in range(9)]))
+    overrides = ["data=llava", f"data.sources=[{many}]", "data.batch_size=2", "check.decode=false", *model]
+    listed = tmp_path / "new" / "bad.jsonl"
+    report = look(*overrides, f"check.bad_rows={listed}")
+    assert f"15 bad rows listed in {listed}" in told(report, "data", "note")
+    entries = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert [entry["row"] for entry in entries] == [3, 4, 5, 6, 7, 8, *range(12, 21)]
+    assert {entry["file"] for entry in entries} == {str(many)}
+    assert [entry["reason"] for entry in entries][:3] == ["missing_media", "missing_media", "path_leaves_root"]
+    assert entries[-1]["finding"].startswith(f"image '{folder / 'no-8.png'}' not found")
+    assert not list(listed.parent.glob(".*"))
+
+
+def test_the_list_of_a_clean_manifest_is_empty(good, tmp_path):
+    report = look(*llava(good), "check.decode=false", f"check.bad_rows={tmp_path / 'bad.jsonl'}")
+    assert (tmp_path / "bad.jsonl").read_bytes() == b""
+    assert "0 bad rows listed" in told(report, "data", "note")
+
+
 def test_bad_rows_that_may_be_skipped_are_a_warning(bad):
-    report = look(*llava(bad), "data.on_bad_row=skip")
+    report = look(*llava(bad), "data.on_bad_row=skip", "data.max_bad_rows=7")
     assert report.starts
     assert "7 of 12 rows cannot be used. They are skipped" in told(report, "data", "warning")
     assert report.verdict() == "This run would start: 3 steps (1 warning above)."

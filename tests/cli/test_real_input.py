@@ -85,7 +85,7 @@ def test_the_present_video_trains_and_the_missing_ones_are_told(checkpoint, shar
     assert f"{manifest}:1: video" in output
     assert f"{manifest}:2: video" in output
     assert "2 of 3 rows cannot be used" in output
-    run("train", *settings(checkpoint, tmp_path / "b", manifest, root, "data.on_bad_row=skip"))
+    run("train", *settings(checkpoint, tmp_path / "b", manifest, root, "data.on_bad_row=skip", "data.max_bad_rows=2"))
     rows = json.loads((tmp_path / "b" / "report.json").read_text())["rows"]["sources"]["video"]
     assert (rows["read"], rows["trained"], rows["skipped"]) == (3, 1, 2)
     losses = [line["loss"] for line in lines(tmp_path / "b")]

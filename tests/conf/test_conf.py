@@ -226,7 +226,7 @@ def test_the_recipe_of_the_tiny_model_stays_with_it():
 def test_a_check_is_composed_as_the_training_it_checks(overrides):
     fixed = () if "run_dir=x" in overrides else ("run_dir=x",)
     train, check = (OmegaConf.to_container(composed(name, *overrides, *fixed)) for name in ("train", "check"))
-    assert check.pop("check").keys() == {"format", "limit", "decode", "forecast"}
+    assert check.pop("check").keys() == {"format", "limit", "bad_rows", "decode", "forecast"}
     assert check == train
 
 

@@ -125,6 +125,7 @@ def datamodule(tmp_path: Path) -> Callable[..., PackedDataModule]:
             "overlong": "error",
             "on_bad_row": "error",
             "on_bad_media": "error",
+            "max_bad_rows": None,
             "max_bad_media": None,
             "batch_size": 2,
             "tokens_per_batch": None,

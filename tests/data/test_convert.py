@@ -284,3 +284,72 @@ def test_a_history_that_is_none_is_refused(tmp_path):
     row = {"query": "And now?", "response": "Yes.", "history": ["once"]}
     _, done = convert(tmp_path, lines(tmp_path / "swift.jsonl", row))
     assert "exchange 1 of its history is no pair of texts" in done.first["bad_turn"][0]
+
+
+# --- what would be lost -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "finding"),
+    [
+        ({**chat("hi", "ho"), "tools": [{"name": "f"}]}, "the row has 'tools', which would change its meaning"),
+        ({**chat("hi", "ho"), "rejected_response": "no"}, "the row has 'rejected_response'"),
+        (
+            {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]},
+            "turn 2 has 'tool_calls'",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "x"},
+                    {"role": "assistant", "content": "y", "reasoning_content": "z"},
+                ]
+            },
+            "turn 2 has 'reasoning_content'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "loss": False}]},
+            "turn 2 has 'loss'",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y", "weight": 0}]},
+            "turn 2 has 'weight'",
+        ),
+        (
+            {"question": "Which?", "answer": "B", "choices": ["red", "blue"]},
+            "the row has 'choices', and not all of them",
+        ),
+        ({"query": "x", "response": "y", "rejected_response": "z"}, "the row has 'rejected_response'"),
+    ],
+)
+def test_a_field_that_would_change_the_meaning_is_refused(tmp_path, row, finding):
+    rows, done = convert(
+        tmp_path, lines(tmp_path / "rows.jsonl", row, chat("fine", "yes") if "messages" in row else row)
+    )
+    assert len(rows) == ("messages" in row)
+    assert finding in done.first["unsupported_field"][0]
+    assert "rows.jsonl:1: " in done.first["unsupported_field"][0]
+
+
+def test_choices_that_the_question_lists_are_not_lost(tmp_path):
+    row = {"question": "Which? A. red B. blue", "answer": "B", "choices": ["red", "blue"]}
+    rows, _ = convert(tmp_path, lines(tmp_path / "rows.jsonl", row))
+    assert said(rows[0]) == [("human", "Which? A. red B. blue"), ("gpt", "B")]
+
+
+def test_a_medium_that_is_none_is_described_with_the_setting_of_its_directory(tmp_path):
+    (tmp_path / "a.jpg").mkdir()
+    source = lines(tmp_path / "rows.jsonl", {"image": "a.jpg", "question": "x", "answer": "y"}, {**QA_GONE})
+    _, done = convert(tmp_path, source, root=str(tmp_path))
+    assert done.first["missing_media"][0].endswith("a.jpg' is a directory. Name a file.")
+    assert done.first["missing_media"][1].endswith("not found. Check root and the path in the row.")
+
+
+QA_GONE = {"image": "gone.jpg", "question": "x", "answer": "y"}
+
+
+def test_utf_16_is_named(tmp_path):
+    source = tmp_path / "rows.json"
+    source.write_text(json.dumps([chat("hi", "ho")]), encoding="utf-16")
+    with pytest.raises(DataError, match=r"the manifest is UTF-16 text; rows are UTF-8\. Convert it: iconv"):
+        convert(tmp_path, source)

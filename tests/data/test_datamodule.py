@@ -77,6 +77,40 @@ def test_only_the_first_of_many_bad_rows_are_told(corpus: Any, processor: Proces
     assert lines[6].startswith("8 of 9 rows cannot be used.")
 
 
+@pytest.mark.parametrize(
+    ("most", "told"),
+    [
+        (0.25, None),
+        (2, None),
+        (None, None),
+        (0.24, "2 bad rows are more than data.max_bad_rows=0.24 allows (1 of 8)."),
+        (1, "2 bad rows are more than data.max_bad_rows=1 allows (1 of 8)."),
+        (0, "2 bad rows are more than data.max_bad_rows=0 allows (0 of 8)."),
+        (0.0, "2 bad rows are more than data.max_bad_rows=0.0 allows (0 of 8)."),
+    ],
+)
+def test_more_bad_rows_than_may_be_skipped_stop_the_run(
+    most: float | None, told: str | None, corpus: Any, processor: Processor, datamodule: MakeData
+) -> None:
+    path = corpus.write([missing(corpus), *[corpus.rows["text"]] * 6, b"{"])
+    data = datamodule(path, on_bad_row="skip", max_bad_rows=most)
+    if told is None:
+        assert counts(prepare(data, processor))["trained"] == 6
+        return
+    lines = refusal(data, processor).splitlines()
+    assert lines[0].startswith(f"{path}:1: image")
+    assert lines[1].startswith(f"{path}:8: the row is no valid JSON")
+    assert lines[2].startswith(
+        f"2 of 8 rows cannot be used. {told} Correct them (vlmkit-check check.bad_rows=bad.jsonl"
+    )
+
+
+@pytest.mark.parametrize("most", [-1, -0.1, 1.5, True, "many"])
+def test_a_number_of_bad_rows_that_is_none_is_refused(most: object, corpus: Any, datamodule: MakeData) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.max_bad_rows={most}: "):
+        datamodule(corpus.write([corpus.rows["text"]]), max_bad_rows=most)
+
+
 def test_bad_rows_are_skipped_and_counted(corpus: Any, processor: Processor, datamodule: MakeData) -> None:
     rows = corpus.rows
     path = corpus.write([missing(corpus, "a.png"), rows["text"], b"{", missing(corpus, "b.png"), rows["turns"]])

@@ -306,6 +306,19 @@ def test_manifests_broken_as_a_whole(
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named_with_the_command_that_converts_it(
+    encoding: str, processor: Processor, source: MakeSource, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[{"conversations": []}]', encoding=encoding)
+    with pytest.raises(
+        DataError, match=r"rows\.json:1: the manifest is UTF-16 text; .*iconv -f UTF-16 -t UTF-8"
+    ) as caught:
+        build_index([source(path)], processor, cache_dir=tmp_path / "cache")
+    assert caught.value.reason == "encoding"
+
+
 def test_an_empty_array_has_no_rows(processor: Processor, source: MakeSource, tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text("[ ]")
     assert len(build_index([source(tmp_path / "rows.json")], processor, cache_dir=tmp_path / "cache")) == 0

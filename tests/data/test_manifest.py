@@ -29,6 +29,9 @@ def row(*turns: str, **media: object) -> dict[str, Any]:
     }
 
 
+QA = row("what?", "red")["conversations"]
+
+
 def image(name: str) -> ImagePart:
     return ImagePart(ROOT / name)
 
@@ -61,6 +64,11 @@ def first_parts(raw: object) -> tuple[object, ...]:
             "<video> or <image>",
             (VideoPart(ROOT / "a.mp4"), TextPart(" or "), image("a.png")),
         ),
+        ({"video": "a.mp4"}, "<image>\nwhat?", (VideoPart(ROOT / "a.mp4"), TextPart("\nwhat?"))),
+        ({"video": ["0.png", "1.png"]}, "<image>", (VideoPart((ROOT / "0.png", ROOT / "1.png")),)),
+        ({"image": "a.png", "image_path": "/x/a.png"}, "<image>", (image("a.png"),)),
+        ({"loss": True, "weight": 1, "tools": []}, "two?", (TextPart("two?"),)),
+        ({"loss": "0.3", "weight": None}, "two?", (TextPart("two?"),)),
         ({}, "two and two?", (TextPart("two and two?"),)),
         ({"image": None, "images": [], "video": ""}, "two?", (TextPart("two?"),)),
         ({}, "a <IMAGE> or <images>?", (TextPart("a <IMAGE> or <images>?"),)),
@@ -88,6 +96,15 @@ def test_roles_turns_and_origin() -> None:
     assert conversation.media == (image("a.png"), image("b.png"))
     assert conversation.turns[4].parts == (TextPart("blue"),)
     assert conversation.origin == ORIGIN
+
+
+def test_the_system_text_of_a_row_is_its_first_turn() -> None:
+    conversation = parse(row("what?", "red", system="be brief"))
+    assert [turn.role for turn in conversation.turns] == ["system", "user", "assistant"]
+    assert conversation.turns[0].parts == (TextPart("be brief"),)
+    turns = [{"from": "system", "value": "be brief"}, *row("what?", "red")["conversations"]]
+    assert parse({"system": "be brief", "conversations": turns}) == conversation
+    assert parse(row("what?", "red", system="")).turns == conversation.turns[1:]
 
 
 FAULTS: list[tuple[str, object, str]] = [
@@ -126,6 +143,55 @@ FAULTS: list[tuple[str, object, str]] = [
     ),
     ("placeholder_count", row("<video>", "x", image="a.png"), "<image>"),
     ("placeholder_count", row("<video>", "x"), "the row lists no video"),
+    (
+        "placeholder_count",
+        row("<Image>\nwhat?", "x", image="a.png"),
+        "drop the row. Turn 1 has '<Image>'; a placeholder is written <image>.",
+    ),
+    ("placeholder_count", row("see <image_1>", "x", image="a.png"), "Turn 1 has '<image_1>'; a placeholder is written"),
+    (
+        "placeholder_count",
+        row("<image>", "x", videos=["a.mp4", "b.mp4"]),
+        "has 1 <image> placeholder but the row lists no",
+    ),
+    ("placeholder_count", row("<image>", "x", image="a.png", video="a.mp4"), "no turn has a <video> placeholder"),
+    (
+        "placeholder_place",
+        row("<img>a.png</img> what?", "x"),
+        "turn 1 holds '<img>a.png</img>', a path within the text",
+    ),
+    (
+        "ambiguous_system",
+        {"system": "be long", "conversations": [{"from": "system", "value": "be brief"}, *QA]},
+        "else",
+    ),
+    ("bad_turn", row("what?", "x", system=["be brief"]), "'system' of the row is a list"),
+    ("bad_turn", row("what?", "x", system="<image>"), "'system' of the row is a text with a placeholder"),
+    (
+        "unsupported_field",
+        row("what?", "x", loss=False),
+        "the row has 'loss', which would change its meaning (loss=false",
+    ),
+    (
+        "unsupported_field",
+        row("what?", "x", weight=0),
+        "the row has 'weight', which would change its meaning (weight=0",
+    ),
+    ("unsupported_field", row("what?", "x", weight=0.5), "data.sources has a weight for each manifest"),
+    ("unsupported_field", row("what?", "x", image_path="a.png"), "has 'image_path', which is not read, and no 'image'"),
+    ("unsupported_field", row("what?", "x", tools=[{"name": "f"}]), "calls of tools are not trained"),
+    ("unsupported_field", row("what?", "x", rejected_response="y"), "preferences are not trained"),
+    ("unsupported_field", row("what?", "x", audios=["a.wav"]), "sound is not read"),
+    (
+        "unsupported_field",
+        {"conversations": [QA[0], {**QA[1], "loss": False}]},
+        "turn 2 has 'loss', which would change its meaning",
+    ),
+    ("unsupported_field", {"conversations": [QA[0], {**QA[1], "weight": 0}]}, "turn 2 has 'weight'"),
+    ("unsupported_field", {"conversations": [QA[0], {**QA[1], "reasoning_content": "so"}]}, "write it into the answer"),
+    ("bad_media", row("<image><image>", "x", image='["a.png", "b.png"]'), "'image' holds a list written as text"),
+    ("bad_media", row("<image>", "x", image="['a.png']"), "'image' holds a list written as text (['a.png'])"),
+    ("absolute_path", row("<image>", "x", image="C:\\data\\a.png"), "is an absolute path of Windows"),
     ("bad_media", row("<image>", "x", image=3), "'image' holds a number"),
     ("bad_media", row("<image>", "x", images=["a.png", None]), "'images' holds null"),
     ("bad_media", row("<image>", "x", images=[""]), "'images' holds an empty string"),

@@ -131,6 +131,18 @@ def read(index, processor):
     return read_rows(index, np.flatnonzero(index.verdict == 0), processor)
 
 
+def test_fields_that_are_not_read_are_counted_by_row(counted, processor):
+    turns = said("hello", "hi")["conversations"]
+    scored = [{**turn, "score": 3} for turn in turns]
+    index = counted(
+        {"id": 1, "system": "be brief", "source": "web", **said("a", "b")},
+        {"source": "web", "height": 3, "conversations": scored},
+        {"image": "gone.png", "lost": 1, **said("<image>", "b")},  # no row that can be used
+    )
+    assert read(index, processor).unread == {"source": 2, "conversations.score": 1, "height": 1}
+    assert list(read(index, processor).unread) == ["source", "conversations.score", "height"]
+
+
 def test_repeats_of_content_question_and_id(counted, corpus, processor):
     one = said("<image>\nwhat is this?", "a square", image="wide.png")
     index = counted(

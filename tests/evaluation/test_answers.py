@@ -74,6 +74,7 @@ def test_option_text_is_not_searched_in_a_long_answer() -> None:
         ("a dog", None),
         ("b", None),
         ("  ", None),
+        (". C: red B.", "C"),  # what is left of the marks is stripped once more
         ("DNA test", "A"),  # a letter and a space, even at the end of a word
         ("E", None),
     ],

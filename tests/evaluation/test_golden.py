@@ -49,6 +49,12 @@ def test_a_changed_expectation_is_noticed(rule: str) -> None:
         assert disagreement(json.dumps(fields | {"expected": fields["expected"] + 0.01})) is not None
 
 
+def test_the_letter_of_realworldqa_is_compared_without_regard_to_case() -> None:
+    fields = {"rule": "mcq_extract", "prediction": "A", "answer": "a"}
+    assert disagreement(case(benchmark="realworldqa", **fields)) is None
+    assert disagreement(case(benchmark="mmstar", **fields)) is not None
+
+
 def test_a_disagreement_names_what_was_expected_and_what_came(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

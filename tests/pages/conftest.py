@@ -62,7 +62,7 @@ def prepare(manifest, processor, tmp_path_factory):
         settings = {
             "name": "rows", "sources": [manifest], "root": None, "allow_absolute_paths": False, "limit": None,
             "image_min_pixels": None, "image_max_pixels": None, "video_min_pixels": None, "video_max_pixels": None,
-            "video_fps": None, "video_max_frames": None, "video_reader": "auto", "media_timeout_seconds": None, "max_tokens": 500, "overlong": "drop", "on_bad_row": "skip", "on_bad_media": "error", "max_bad_media": None,
+            "video_fps": None, "video_max_frames": None, "video_reader": "auto", "media_timeout_seconds": None, "max_tokens": 500, "overlong": "drop", "on_bad_row": "skip", "max_bad_rows": None, "on_bad_media": "error", "max_bad_media": None,
             "batch_size": None, "tokens_per_batch": 800, "patches_per_batch": None, "order": "shuffled",
             "heaviest_first": True, "pixels": "uint8", "num_workers": 0, "seed": 0,
             "cache_dir": tmp_path_factory.mktemp("index"),

@@ -61,7 +61,9 @@ def test_every_usable_row_has_as_many_image_tokens_as_its_grid_says(manifest, tm
     from vlmkit.processing.processor import load_processor
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", overrides=[*overrides(manifest, tmp_path), "data.on_bad_row=skip"])
+        config = compose(
+            "train", overrides=[*overrides(manifest, tmp_path), "data.on_bad_row=skip", "data.max_bad_rows=null"]
+        )
     data = make_data(config.data)
     processor = load_processor(tiny.vision_language, budget=data.budget)
     data.prepare(processor=processor, num_epochs=1, max_packs=None, require_media=False)

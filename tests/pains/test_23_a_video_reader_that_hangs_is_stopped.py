@@ -76,7 +76,7 @@ def module(path: Path, processor: Processor, folder: Path, **changed) -> PackedD
     unset += ("video_fps", "video_max_frames", "max_tokens", "tokens_per_batch", "patches_per_batch")
     settings = dict.fromkeys(unset) | {
         "sources": [path], "allow_absolute_paths": False, "video_reader": "decord", "media_timeout_seconds": SECONDS,
-        "overlong": "error", "on_bad_row": "error", "on_bad_media": "mask", "max_bad_media": None, "batch_size": 3,
+        "overlong": "error", "on_bad_row": "error", "on_bad_media": "mask", "max_bad_media": None, "max_bad_rows": None, "batch_size": 3,
         "order": "sequential", "heaviest_first": False, "pixels": "uint8", "num_workers": 0,
         "cache_dir": folder / "cache", "seed": 0,
     }  # fmt: skip

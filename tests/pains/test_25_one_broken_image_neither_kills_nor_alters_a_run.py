@@ -43,7 +43,7 @@ def data(manifest, processor, tmp_path_factory) -> PackedDataModule:
     settings |= dict.fromkeys(("video_fps", "video_max_frames", "max_tokens", "tokens_per_batch", "patches_per_batch"))
     made = PackedDataModule(
         **settings, sources=[manifest], allow_absolute_paths=False, video_reader="auto", media_timeout_seconds=None, overlong="error", on_bad_row="error",
-        on_bad_media="mask", max_bad_media=2, batch_size=6, order="sequential", heaviest_first=False, pixels="uint8",
+        on_bad_media="mask", max_bad_rows=None, max_bad_media=2, batch_size=6, order="sequential", heaviest_first=False, pixels="uint8",
         num_workers=0, cache_dir=tmp_path_factory.mktemp("cache"), seed=0,
     )  # fmt: skip
     made.prepare(processor=processor, num_epochs=1, max_packs=None, require_media=False)

@@ -36,7 +36,7 @@ def datamodule(manifest: Path, cache: Path, batch_size: int) -> PackedDataModule
     return PackedDataModule(
         name=None, sources=[manifest], root=None, allow_absolute_paths=False, limit=None, image_min_pixels=None,
         image_max_pixels=64 * 64, video_min_pixels=None, video_max_pixels=None, video_fps=None, video_max_frames=None,
-        video_reader="auto", media_timeout_seconds=None, max_tokens=None, overlong="error", on_bad_row="error",
+        video_reader="auto", media_timeout_seconds=None, max_tokens=None, overlong="error", on_bad_row="error", max_bad_rows=None,
         on_bad_media="error", max_bad_media=None, batch_size=batch_size, tokens_per_batch=None,
         patches_per_batch=None, order="sequential", heaviest_first=False, pixels="uint8", num_workers=0,
         cache_dir=cache / "index", seed=0,

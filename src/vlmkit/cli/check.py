@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from vlmkit.cli.settings import check_settings, find_faults
 from vlmkit.config import run_command, with_saved_choices
+from vlmkit.errors import ConfigError
 
 
 def main() -> None:
@@ -22,6 +23,10 @@ def main() -> None:
 def _task(config: DictConfig) -> None:
     if any(key.startswith("check.") for key in find_faults(config, "check")):
         check_settings(config, "check")  # of other wrong settings the report says what else is wrong
+    if config.check.bad_rows is not None and Path(config.check.bad_rows).expanduser().is_dir():
+        raise ConfigError(
+            f"check.bad_rows={config.check.bad_rows}: this is a directory. Name a file, such as bad.jsonl."
+        )
     from vlmkit.cli.checking import check
     from vlmkit.cli.quiet import hush
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from vlmkit.cli.checks import Checked
 from vlmkit.cli.findings import Mark, Section, many
 from vlmkit.cli.training import make_lora, most_packs, needs_media, take_up
 from vlmkit.data.datamodule import PackedDataModule
-from vlmkit.data.judging import OVER_LONG, TEXT_ONLY, TRAINED, Judgement
+from vlmkit.data.indexing import bad_rows
+from vlmkit.data.judging import OVER_LONG, TEXT_ONLY, TRAINED, Judgement, refusal_of_bad_rows
 from vlmkit.data.plan import PlanRows
 from vlmkit.data.survey.boxes import FRAME
 from vlmkit.data.survey.decoding import MIN_ROWS_FOR_WORKERS, DecodedRows, decode_rows, draw
 from vlmkit.data.survey.lengths import histogram
 from vlmkit.data.survey.reading import MAX_LISTED, Reading, Repeats, read_rows
 from vlmkit.data.survey.shape import check_shape
-from vlmkit.errors import DataError
+from vlmkit.errors import ConfigError, DataError, Origin
+from vlmkit.storage import written_aside
 
 _PLACEHOLDERS = ("placeholder_count", "placeholder_place")
 _FEW_STEPS = 50
@@ -39,12 +43,12 @@ def data_section(checked: Checked) -> Section:
         with section.guarded():
             _look_at_shape(checked, data, section)
         return section
-    on_bad_row, overlong = data.on_bad_row, data.overlong
+    on_bad_row, max_bad_rows, overlong = data.on_bad_row, data.max_bad_rows, data.overlong
     with section.guarded():
         _count(checked, data, section)
     if not checked.counted:
         return section
-    data.on_bad_row = "skip"  # everything is to be told, not the first fault only
+    data.on_bad_row, data.max_bad_rows = "skip", None  # everything is to be told, not the first fault only
     data.overlong = "drop" if overlong == "error" else overlong
     with section.guarded():
         data.judge_rows(
@@ -53,7 +57,14 @@ def data_section(checked: Checked) -> Section:
         checked.judged = True
     if not checked.judged:
         return section
-    _tell_verdicts(data.judgement, section, on_bad_row=on_bad_row, overlong=overlong)
+    index = data.index
+    refusal = refusal_of_bad_rows(
+        int(np.count_nonzero(index.verdict)), len(index), on_bad_row=on_bad_row, max_bad_rows=max_bad_rows
+    )
+    _tell_verdicts(data.judgement, section, refusal=refusal, overlong=overlong)
+    with section.guarded():
+        faults = ((index.origin(fault.row), fault.reason, fault.finding) for fault in bad_rows(index, processor))
+        _list_bad_rows(checked, section, faults)
     with section.guarded():
         _survey(checked, data, section)
     return section
@@ -62,43 +73,67 @@ def data_section(checked: Checked) -> Section:
 def _look_at_shape(checked: Checked, data: PackedDataModule, section: Section) -> None:
     """What can be told of rows without a processor."""
     section.add("note", "rows are not counted: there is no processor (see model). Their form and media are looked at")
+    faults: list[tuple[Origin, str, str]] = []
     found = check_shape(
         data.sources,
         cache_dir=data.cache_dir,
         allow_absolute_paths=data.allow_absolute_paths,
         reading=data.reading,
         limit_each=checked.config.check.limit,
+        report=lambda origin, error: faults.append((origin, error.reason, error.finding)),
     )
+    _list_bad_rows(checked, section, faults)
     section.figures |= {"rows": found.num_rows, "verdicts": found.counts}
     for told in found.broken:
         section.add("error", told)
     if found.counts:
         told = [(f"{origin}: {fault.finding}", fault.reason) for origin, fault in found.first]
-        _tell_bad(section, found.counts, found.num_rows, told, stops=data.on_bad_row == "error")
+        refusal = refusal_of_bad_rows(
+            len(faults), found.num_rows, on_bad_row=data.on_bad_row, max_bad_rows=data.max_bad_rows
+        )
+        _tell_bad(section, found.counts, found.num_rows, told, refusal=refusal)
     else:
         section.add("ok", f"{many(found.num_rows, 'row')} read, all well formed and their media there")
 
 
 def _tell_bad(
-    section: Section, bad: dict[str, int], num_rows: int, first: list[tuple[str, str]], *, stops: bool
+    section: Section, bad: dict[str, int], num_rows: int, first: list[tuple[str, str]], *, refusal: str
 ) -> None:
-    """Rows that cannot be used: totals by reason, and the first of each as (message, reason)."""
+    """Rows that cannot be used: totals by reason, the first of each as (message, reason), and why they stop a run."""
     lines: list[str] = []
     for reason, count in bad.items():
         known = [message for message, of in first if of == reason][:MAX_LISTED]
         lines += [f"{reason}: {count:,}", *(f"  {message}" for message in known)]
         if count > len(known):
             lines.append(f"  ... and {count - len(known):,} more")
-    remedy = (
-        "Mend or drop them; data.on_bad_row=skip trains on the others and counts these."
-        if stops
-        else "They are skipped and counted (data.on_bad_row=skip)."
-    )
+    remedy = refusal or "They are skipped and counted (data.on_bad_row=skip)."
     section.add(
-        "error" if stops else "warning",
+        "error" if refusal else "warning",
         f"{sum(bad.values()):,} of {num_rows:,} rows cannot be used. {remedy}",
         lines,
     )
+
+
+def _list_bad_rows(checked: Checked, section: Section, faults: Iterable[tuple[Origin, str, str]]) -> None:
+    """Write every bad row to the file of `check.bad_rows`, a row a line, where one is named.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    if not (wanted := checked.config.check.bad_rows):
+        return
+    path = Path(wanted).expanduser()
+    num_rows = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(path) as aside, open(aside, "wb") as file:
+            for origin, reason, finding in faults:
+                entry = {"file": origin.file, "row": origin.row, "reason": reason, "finding": finding}
+                file.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
+                num_rows += 1
+    except OSError as error:
+        raise ConfigError(f"check.bad_rows: {path} cannot be written ({error.strerror}). Name another file.") from error
+    section.add("note", f"{many(num_rows, 'bad row')} listed in {path}")
 
 
 def _count(checked: Checked, data: PackedDataModule, section: Section) -> None:
@@ -117,7 +152,7 @@ def _count(checked: Checked, data: PackedDataModule, section: Section) -> None:
             data.sources = [source for source in data.sources if source not in broken]
 
 
-def _tell_verdicts(judged: Judgement, section: Section, *, on_bad_row: str, overlong: str) -> None:
+def _tell_verdicts(judged: Judgement, section: Section, *, refusal: str, overlong: str) -> None:
     index, counts = judged.index, judged.counts()
     bad = index.counts_by_reason()
     section.figures |= {"rows": len(index), "verdicts": counts, "sources": judged.by_source()}
@@ -127,7 +162,7 @@ def _tell_verdicts(judged: Judgement, section: Section, *, on_bad_row: str, over
     )
     if bad:
         first = [(f"{index.origin(fault.row)}: {fault.finding}", fault.reason) for fault in index.faults]
-        _tell_bad(section, bad, len(index), first, stops=on_bad_row == "error")
+        _tell_bad(section, bad, len(index), first, refusal=refusal)
     section.figures["first_faults"] = [
         {"where": str(index.origin(fault.row)), "reason": fault.reason, "finding": fault.finding}
         for fault in index.faults
@@ -220,6 +255,10 @@ def _tell_reading(reading: Reading, data: PackedDataModule, section: Section) ->
             f"{many(reading.num_typed, 'row')} with a special token typed in a text; it stays plain text",
             listed,
         )
+    section.figures["unread_fields"] = reading.unread
+    if reading.unread:
+        listed = [f"{name}: {many(count, 'row')}" for name, count in reading.unread.items()]
+        section.add("note", f"{many(len(reading.unread), 'field')} of the rows not read:", listed)
     _tell_boxes(reading, data, section)
 
 

@@ -14,6 +14,7 @@ from vlmkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from vlmkit.data.datamodule import PackedDataModule
+    from vlmkit.data.judging import OnBadRow
     from vlmkit.pages.inspection import Inspection
 
 
@@ -50,8 +51,8 @@ def _inspect(config: DictConfig) -> Inspection:
     data = make_data(config.data)
     freeze = build(config.freeze, FreezePolicy)
     processor = load_processor(source.processor_source, budget=data.budget, reading=data.reading)
-    policies = (data.on_bad_row, data.overlong)
-    data.on_bad_row = "skip"
+    policies = (data.on_bad_row, data.max_bad_rows, data.overlong)
+    data.on_bad_row, data.max_bad_rows = "skip", None
     data.overlong = "drop" if data.overlong == "error" else data.overlong
     trainer = config.trainer
     try:
@@ -95,15 +96,17 @@ def _number_or_text(wanted: object) -> int | str:
     return wanted
 
 
-def why_it_stops(data: PackedDataModule, on_bad_row: str, overlong: str) -> str:
+def why_it_stops(data: PackedDataModule, on_bad_row: OnBadRow, max_bad_rows: float | None, overlong: str) -> str:
     """Why a training run with these settings would end before it trains; "" where it would not."""
-    from vlmkit.data.judging import OVER_LONG, TEXT_ONLY, TRAINED
+    from vlmkit.data.judging import OVER_LONG, TEXT_ONLY, TRAINED, refusal_of_bad_rows
 
     counts = data.judgement.counts()
     bad = sum(count for word, count in counts.items() if word not in (TRAINED, TEXT_ONLY, OVER_LONG))
     reasons: list[str] = []
     if bad and on_bad_row == "error":
         reasons.append(f"{_rows_are(bad)} of no use and data.on_bad_row=error")
+    elif refusal_of_bad_rows(bad, len(data.index), on_bad_row=on_bad_row, max_bad_rows=max_bad_rows):
+        reasons.append(f"{_rows_are(bad)} of no use, more than data.max_bad_rows={max_bad_rows}")
     if (long := counts.get(OVER_LONG, 0)) and overlong == "error":
         reasons.append(f"{_rows_are(long)} longer than data.max_tokens={data.max_tokens} and data.overlong=error")
     if not counts.get(TRAINED):

@@ -50,6 +50,7 @@ class PackedDataModule(L.LightningDataModule):
         max_tokens: Longest row; media tokens are never cut.
         overlong: What happens to a longer one: `error`, `drop`, `shrink_media` or `drop_turns`.
         on_bad_row: `error`, or `skip` (counted in `report.json`).
+        max_bad_rows: Under `skip`, the most bad rows: a share of all rows (a float), or a count; None: any number.
         on_bad_media: A medium that cannot be read while training: `error`, or `mask` (the row keeps its place in the
             plan with no supervised token, and is named in `report.json`).
         max_bad_media: Under `mask`, the most rows that may be masked in a run; None: any number.
@@ -84,6 +85,7 @@ class PackedDataModule(L.LightningDataModule):
         max_tokens: int | None,
         overlong: Overlong,
         on_bad_row: OnBadRow,
+        max_bad_rows: float | None,
         on_bad_media: OnBadMedia,
         max_bad_media: int | None,
         batch_size: int | None,
@@ -113,6 +115,11 @@ class PackedDataModule(L.LightningDataModule):
         _check_number("seed", seed, least=0)
         _check_choice("overlong", overlong, OVERLONG)
         _check_choice("on_bad_row", on_bad_row, ("error", "skip"))
+        _check_number("max_bad_rows", max_bad_rows, least=0, optional=True, whole=False)
+        if isinstance(max_bad_rows, float) and max_bad_rows > 1:
+            raise ConfigError(
+                f"data.max_bad_rows={max_bad_rows}: a share is at most 1. Give a share or a whole number of rows."
+            )
         _check_choice("on_bad_media", on_bad_media, ("error", "mask"))
         if max_bad_media is not None and max_bad_media < 0:
             raise ValueError(f"data.max_bad_media must be 0 or more, or null, got {max_bad_media}")
@@ -136,6 +143,7 @@ class PackedDataModule(L.LightningDataModule):
         self.max_tokens = max_tokens
         self.overlong: Overlong = overlong
         self.on_bad_row: OnBadRow = on_bad_row
+        self.max_bad_rows = max_bad_rows
         self.on_bad_media: OnBadMedia = on_bad_media
         self.max_bad_media = max_bad_media
         self.pack_budget = Budget(
@@ -202,12 +210,13 @@ class PackedDataModule(L.LightningDataModule):
         """Say of every counted row what becomes of it.
 
         Raises:
-            DataError: a bad or over-long row where that is an error.
+            DataError: a bad or over-long row where that is an error, or more bad rows than may be skipped.
         """
         self.judgement = judge(
             self.index,
             self.processor,
             on_bad_row=self.on_bad_row,
+            max_bad_rows=self.max_bad_rows,
             max_tokens=self.max_tokens,
             overlong=self.overlong,
             require_media=require_media,

@@ -27,7 +27,7 @@ from vlmkit.data.columns import open_columns
 from vlmkit.data.manifest import Source, decode_row
 from vlmkit.errors import Origin
 
-SCHEMA = "vlmkit.index/1"
+SCHEMA = "vlmkit.index/2"
 OK = 0
 """Verdict of a row that can be used; any other number stands for a reason, see `Index.reasons`."""
 COLUMNS = {

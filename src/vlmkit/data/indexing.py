@@ -105,6 +105,19 @@ def build_index(
         return opened() if builder.look_again(index) else index
 
 
+def bad_rows(index: Index, processor: Processor) -> Iterator[Fault]:
+    """Every row that cannot be used, source by source; an index keeps the words of the first few of each reason only.
+
+    Args:
+        index: The rows.
+        processor: What they were counted with.
+    """
+    meter = RowMeter(index.sources, processor, allow_absolute_paths=index.allow_absolute_paths)
+    for block, rows in _blocks_of(index, np.flatnonzero(index.verdict != OK)):
+        for fault in meter.measure_block(block).faults:
+            yield Fault(row=int(rows[fault.place]), reason=fault.reason, finding=fault.finding)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowSpans:
     """Where the rows of a manifest lie.

@@ -178,6 +178,7 @@ def judge(
     processor: Processor,
     *,
     on_bad_row: OnBadRow,
+    max_bad_rows: float | None,
     max_tokens: int | None,
     overlong: Overlong,
     require_media: bool,
@@ -189,17 +190,21 @@ def judge(
         index: The rows.
         processor: What they were counted with; makes over-long rows fit.
         on_bad_row: `error`, or `skip`.
+        max_bad_rows: Under `skip`, the most bad rows: a share of all rows, or a count; None: any number.
         max_tokens: Longest row; None: any.
         overlong: What is done about longer ones; see `overlong.py`.
         require_media: Leave text-only rows out.
         num_processes: Processes to fit rows with.
 
     Raises:
-        DataError: a bad or over-long row where that is an error, naming the first ones and how many there are.
+        DataError: a bad or over-long row where that is an error, or more bad rows than may be skipped, naming the first
+            ones and how many there are.
     """
     words = (TRAINED, *index.reasons, TEXT_ONLY, OVER_LONG)
     verdict = np.array(index.verdict)
-    if on_bad_row == "error" and verdict.any():
+    bad = np.flatnonzero(verdict)
+    remedy = refusal_of_bad_rows(len(bad), len(index), on_bad_row=on_bad_row, max_bad_rows=max_bad_rows)
+    if remedy:
         judged = Judgement(
             index=index,
             words=words,
@@ -209,7 +214,7 @@ def judge(
             fits=Fits(None),
             overlong=np.empty(0, dtype=np.int64),
         )
-        _refuse(judged, np.flatnonzero(verdict), "data.on_bad_row=skip trains on the others and counts these.")
+        _refuse(judged, bad, remedy)
     if require_media:
         verdict[(verdict == OK) & (index.num_media == 0)] = words.index(TEXT_ONLY)
     long = np.empty(0, dtype=np.int64)
@@ -235,6 +240,22 @@ def judge(
             "data.overlong=drop_turns or data.overlong=drop: these count what they do.",
         )
     return judged
+
+
+def refusal_of_bad_rows(num_bad: int, num_rows: int, *, on_bad_row: OnBadRow, max_bad_rows: float | None) -> str:
+    """What to do where so many bad rows stop a run; "" where they do not."""
+    if on_bad_row == "error":
+        return "data.on_bad_row=skip trains on the others and counts these." if num_bad else ""
+    if max_bad_rows is None:
+        return ""
+    most = int(max_bad_rows * num_rows + 1e-9) if isinstance(max_bad_rows, float) else max_bad_rows
+    if num_bad <= most:
+        return ""
+    rows = "row is" if num_bad == 1 else "rows are"
+    return (
+        f"{num_bad:,} bad {rows} more than data.max_bad_rows={max_bad_rows} allows ({most:,} of {num_rows:,}). Correct them "
+        "(vlmkit-check check.bad_rows=bad.jsonl lists all), or raise data.max_bad_rows."
+    )
 
 
 def _refuse(judged: Judgement, rows: NDArray[np.int64], remedy: str) -> None:

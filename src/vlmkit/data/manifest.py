@@ -2,7 +2,8 @@ r"""A row of a manifest in the LLaVA format becomes a Conversation, checked; wha
 
 A row is an object with `conversations` (a list of `{"from": ..., "value": ...}`) and, where something is to be seen,
 `image`, `images`, `video` or `videos`: a path or a list of paths. `<image>` and `<video>` in the turns of the user
-say where each stands; the first marker means the first path, and so on.
+say where each stands; the first marker means the first path, and so on. Where a row lists videos alone, `<image>` stands
+for a video, as LLaVA-NeXT's trainer has it (LLaVA-Video's manifests are written so). `system` of a row is its system turn.
 
 Text is kept exactly as written: only the marker itself is taken out, so the line break that LLaVA manifests put
 beside it (`<image>\n` before a question, or `\n<image>` after it) stays in the text and is what the model reads.
@@ -21,6 +22,7 @@ from typing import cast
 import orjson
 
 from vlmkit.conversation import Conversation, ImagePart, Part, Role, TextPart, Turn, VideoPart
+from vlmkit.data.fields import refuse_unread_media, refuse_unsupported
 from vlmkit.errors import ConfigError, DataError, Origin
 from vlmkit.processing.processor import PIXEL_LIMITS, Processor
 
@@ -33,6 +35,11 @@ ROLES: Mapping[str, Role] = {
 }
 """What may stand in `from`, and who it is."""
 _PLACEHOLDER = re.compile("(<image>|<video>)")
+_NEAR_PLACEHOLDER = re.compile(r"<\|?\s*(image|video)s?[\s_-]*\d*\s*\|?>", re.IGNORECASE)
+"""What was perhaps meant as a placeholder: `<Image>`, `<image_1>`, `<|image|>`."""
+_EMBEDDED_PATH = re.compile(r"<img>\s*([^<>]+?)\s*</img>")
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_LIST_AS_TEXT = re.compile(r"\[\s*[\"'].*\]", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
 _FRAME_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 _SOURCE_KEYS = ("path", "root", "weight", "name", *PIXEL_LIMITS)
@@ -225,7 +232,7 @@ def parse_row(raw: object, *, origin: Origin, root: Path, allow_absolute_paths: 
     Raises:
         DataError: with `origin` and a reason: `not_an_object`, `no_conversations`, `bad_turn`, `unknown_role`,
             `empty_turn`, `no_assistant_turn`, `placeholder_place`, `placeholder_count`, `bad_media`,
-            `ambiguous_media`, `url`, `absolute_path`, `path_leaves_root`.
+            `ambiguous_media`, `ambiguous_system`, `unsupported_field`, `url`, `absolute_path`, `path_leaves_root`.
     """
     try:
         if not isinstance(raw, dict):
@@ -235,8 +242,10 @@ def parse_row(raw: object, *, origin: Origin, root: Path, allow_absolute_paths: 
             )
         row = cast(dict[str, object], raw)
         paths = _Paths(root=root, allow_absolute=allow_absolute_paths)
+        refuse_unsupported(row, what="the row")
+        refuse_unread_media(row)
         media = {"<image>": _images(row, paths), "<video>": _videos(row, paths)}
-        said = _said(row)
+        said = _videos_as_images(_said(row), media)
         _check_counts(said, media)
         return Conversation(turns=tuple(_turns(said, media)), origin=origin)
     except DataError as error:
@@ -254,12 +263,40 @@ def _said(row: dict[str, object]) -> list[tuple[Role, list[str]]]:
             reason="no_conversations",
         )
     said = [_said_in(turn, number) for number, turn in enumerate(cast(list[object], turns), start=1)]
+    said = _with_system(row, said)
     if all(role != "assistant" for role, _ in said):
         raise DataError(
             "the row has no turn from 'gpt', so nothing in it could be learnt. Add the answer or drop the row.",
             reason="no_assistant_turn",
         )
     return said
+
+
+def _with_system(row: dict[str, object], said: list[tuple[Role, list[str]]]) -> list[tuple[Role, list[str]]]:
+    """The turns, with the row's own `system` before them where they have none."""
+    system = row.get("system")
+    if system is None or system == "":
+        return said
+    if not isinstance(system, str) or _PLACEHOLDER.search(system):
+        told = "a text with a placeholder" if isinstance(system, str) else _kind(system)
+        raise DataError(f"'system' of the row is {told}; it must be plain text.", reason="bad_turn")
+    own = ["".join(pieces) for role, pieces in said if role == "system"]
+    if own and own != [system]:
+        raise DataError(
+            "the row has 'system' and a turn from 'system' that says something else. Keep one of the two.",
+            reason="ambiguous_system",
+        )
+    return said if own else [("system", [system]), *said]
+
+
+def _videos_as_images(
+    said: list[tuple[Role, list[str]]], media: Mapping[str, Sequence[Part]]
+) -> list[tuple[Role, list[str]]]:
+    """The turns, `<image>` read as `<video>` where the row lists videos alone and no `<video>` stands in it."""
+    pieces = [piece for _, turn in said for piece in turn]
+    if media["<image>"] or "<video>" in pieces or pieces.count("<image>") != len(media["<video>"]):
+        return said
+    return [(role, ["<video>" if piece == "<image>" else piece for piece in turn]) for role, turn in said]
 
 
 def _said_in(turn: object, number: int) -> tuple[Role, list[str]]:
@@ -269,6 +306,7 @@ def _said_in(turn: object, number: int) -> tuple[Role, list[str]]:
             reason="bad_turn",
         )
     told = cast(dict[str, object], turn)
+    refuse_unsupported(told, what=f"turn {number}")
     speaker, value = told.get("from"), told.get("value")
     for key, found in (("from", speaker), ("value", value)):
         if not isinstance(found, str):
@@ -282,6 +320,12 @@ def _said_in(turn: object, number: int) -> tuple[Role, list[str]]:
         )
     if not value.strip():
         raise DataError(f"turn {number} is empty. Fill it in or drop the row.", reason="empty_turn")
+    if ROLES[speaker] == "user" and (embedded := _EMBEDDED_PATH.search(value)):
+        raise DataError(
+            f"turn {number} holds {_short(embedded[0])!r}, a path within the text. Write <image> there and list the path under "
+            "'image'.",
+            reason="placeholder_place",
+        )
     pieces = _PLACEHOLDER.split(value)
     if ROLES[speaker] != "user" and len(pieces) > 1:
         raise DataError(
@@ -301,10 +345,19 @@ def _check_counts(said: list[tuple[Role, list[str]]], media: Mapping[str, Sequen
         where = f"turn {next(iter(counts))} has" if len(counts) == 1 else "the turns have" if counts else "no turn has"
         noun = marker.strip("<>")
         remedy = "Add the path" if found > listed else f"Write {marker} where it belongs"
+        near = next(
+            (
+                f" Turn {number} has {match[0]!r}; a placeholder is written {marker}."
+                for number, (_, pieces) in enumerate(said, start=1)
+                for piece in pieces
+                if piece not in media and (match := _NEAR_PLACEHOLDER.search(piece)) and match[1].lower() == noun
+            ),
+            "",
+        )
         placeholders = f"{found} {marker} placeholders" if found > 1 else f"{found or 'a'} {marker} placeholder"
         raise DataError(
             f"{where} {placeholders} but the row lists {listed or 'no'} {noun}{'s' if listed > 1 else ''}. "
-            f"{remedy}{'s' if abs(found - listed) > 1 and found > listed else ''} or drop the row.",
+            f"{remedy}{'s' if abs(found - listed) > 1 and found > listed else ''} or drop the row.{near}",
             reason="placeholder_count",
         )
 
@@ -338,6 +391,12 @@ class _Paths:
             raise DataError(
                 f"{noun} {_short(path)!r} holds a zero byte and can name no file. Mend or drop the row.",
                 reason="bad_media",
+            )
+        if _WINDOWS_PATH.match(path):
+            raise DataError(
+                f"{noun} {_short(path)!r} is an absolute path of Windows. Make it relative to data.root, with / between the "
+                "directories.",
+                reason="absolute_path",
             )
         if os.path.isabs(path):
             if not self.allow_absolute:
@@ -390,6 +449,11 @@ def _listed(row: dict[str, object], noun: str, *, frames: bool = False) -> list[
     key, value = filled[0]
     entries = cast(list[object], value) if isinstance(value, list) else [value]
     for entry in entries:
+        if isinstance(entry, str) and _LIST_AS_TEXT.fullmatch(entry.strip()):
+            raise DataError(
+                f"{key!r} holds a list written as text ({_short(entry)}). Write it as a JSON list, without quotes around it.",
+                reason="bad_media",
+            )
         fits = isinstance(entry, str) or (
             frames and isinstance(entry, list) and _all_strings(cast(list[object], entry))
         )

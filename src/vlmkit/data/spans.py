@@ -30,6 +30,7 @@ _STRUCTURE_BYTES = 1 << 20
 _NEWLINE, _CARRIAGE_RETURN, _SPACE = 10, 13, 32
 _COMMA, _OPEN, _CLOSE, _QUOTE, _BACKSLASH = 44, 123, 125, 34, 92
 _BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _WHITESPACE = b" \t\r\n"
 _SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,"]+', re.DOTALL)
 
@@ -52,11 +53,17 @@ def find_extent(path: Path) -> Extent:
     """Look at both ends of a manifest and say how its rows lie in it.
 
     Raises:
-        DataError: the file is empty, or an array that is not closed.
+        DataError: the file is empty, no UTF-8 text, or an array that is not closed.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(1 << 16)
+        if head.startswith(_UTF_16) or b"\0" in head[:4]:
+            raise DataError(
+                "the manifest is UTF-16 text; rows are UTF-8. Convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW",
+                reason="encoding",
+                origin=Origin(str(path), 1),
+            )
         start = len(_BOM) if head.startswith(_BOM) else 0
         start += _leading_space(head[start:])
         if start == size:

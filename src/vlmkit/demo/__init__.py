@@ -42,6 +42,7 @@ def shapes_datamodule(**settings: Any) -> PackedDataModule:
         media_timeout_seconds=None,
         overlong="error",
         on_bad_row="error",
+        max_bad_rows=None,
         on_bad_media="error",
         max_bad_media=None,
         **settings,

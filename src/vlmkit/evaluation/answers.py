@@ -136,6 +136,7 @@ def _stated_letters(text: str, letters: tuple[str, ...]) -> list[_Candidate]:
 
 def _outer_letters(text: str, letters: tuple[str, ...]) -> list[_Candidate]:
     found: list[_Candidate] = []
+    text = text.strip()  # taking marks away may have left a space: `. C: red` opens with the C
     if text[:1] in letters and not text[1:2].isalpha():
         found.append((_START, 0, text[0]))
     if text[-1:] in letters and not text[-2:-1].isalpha():

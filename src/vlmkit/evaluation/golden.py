@@ -186,6 +186,12 @@ def _mmstar_average(case: GoldenCase) -> float:
     )
 
 
+def _extracted_choice(case: GoldenCase) -> Score:
+    if case.fields.get("benchmark") == "realworldqa":
+        return realworldqa(prediction=case.prediction, answer=case.answer, protocol="lmms-eval")
+    return multiple_choice.score_extracted_choice(prediction=case.prediction, answer=case.answer)
+
+
 def _mmmu_choice(case: GoldenCase) -> Score:
     return mmmu.mmmu_multiple_choice(
         prediction=case.prediction,
@@ -328,7 +334,7 @@ RULES: dict[str, _Rule] = {
     "mcq_inference": lambda case: multiple_choice.score_inferred_choice(
         prediction=case.prediction, answer=case.answer, options=case.options
     ),
-    "mcq_extract": lambda case: multiple_choice.score_extracted_choice(prediction=case.prediction, answer=case.answer),
+    "mcq_extract": _extracted_choice,
     "seed_letter": lambda case: multiple_choice.seed_letter(prediction=case.prediction, answer=case.answer),
     "ai2d_letter": lambda case: multiple_choice.ai2d_letter(prediction=case.prediction, answer=case.answer),
     "blink_letter": lambda case: multiple_choice.blink_letter(prediction=case.prediction, answer=case.answer),

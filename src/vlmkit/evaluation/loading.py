@@ -21,6 +21,7 @@ MOVED = {"lmms-lab-encoder": "lmms-lab", "lmms-eval": "lmms-lab", "lmms-lab-eval
 _BATCH = 16
 _LONGEST_REFERENCE = 64
 """A TSV image so short is no image: it is the index of the row that has it."""
+_MOST_LISTED = 8
 _SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}")
 
 
@@ -33,7 +34,7 @@ class DataPlace:
         hub_id: Dataset on the hub.
         config: Its configuration; None: the only one.
         split: Its split.
-        data_root: Local data: a file, a directory, or one that holds such a directory called `name`; None: the hub.
+        data_root: Local data: a file, a directory, or one that holds the benchmark's `folder`; None: the hub.
         columns: Columns that must be there, by layout.
         optional: Columns that are read where they are there, by layout.
         tsv_name: Name of VLMEvalKit's file, without its ending.
@@ -53,16 +54,37 @@ class DataPlace:
     apart: bool = False
 
     @property
-    def folder(self) -> Path:
-        """Where local data lies: `data_root/<name>`, or `data_root` itself.
+    def root(self) -> Path:
+        """The directory of local data.
 
         Raises:
             ValueError: there is no `data_root`.
         """
         if self.data_root is None:
             raise ValueError("no data_root, so no local data")
-        root = Path(self.data_root).expanduser()
-        return root / self.name if (root / self.name).is_dir() else root
+        return Path(self.data_root).expanduser()
+
+    @property
+    def folder(self) -> Path:
+        """Where local data lies: a folder of `data_root` called as the benchmark or its dataset is, else `data_root` itself.
+
+        Upper and lower case of the benchmark's name do not matter. A dataset's folder is that of a download: its name,
+        `OWNER/NAME`, `OWNER--NAME`, or a snapshot in the hub's cache.
+
+        Raises:
+            ValueError: there is no `data_root`.
+        """
+        if (own := _child(self.root, self.name)) is not None and own.is_dir():
+            return own
+        for hub_id in _hub_ids(self.hub_id):
+            owner, _, name = hub_id.rpartition("/")
+            for folder in (name, hub_id, f"{owner}--{name}", f"{owner}__{name}"):
+                if (self.root / folder).is_dir():
+                    return self.root / folder
+            snapshots = (self.root / f"datasets--{owner}--{name}" / "snapshots").glob("*")
+            if newest := max(snapshots, key=lambda path: path.stat().st_mtime_ns, default=None):
+                return newest
+        return self.root
 
     def wanted(self, layout: Layout, found: Sequence[str]) -> list[str]:
         """The columns to read of those found.
@@ -118,7 +140,7 @@ def open_rows(place: DataPlace) -> Rows:
     """
     if place.data_root is None:
         return _from_hub(place)
-    root, folder = Path(place.data_root).expanduser(), place.folder
+    root, folder = place.root, place.folder
     if (file := _tsv_file(place, root, folder)) is not None:
         return _from_tsv(file, place)
     files = [root] if root.suffix == ".parquet" and root.is_file() else _parquet_files(place, folder)
@@ -128,9 +150,10 @@ def open_rows(place: DataPlace) -> Rows:
         return _from_json(lists[0], place)
     if saved := [path.parent for path in _own(sorted(folder.rglob("dataset_info.json")), place)]:
         return _from_saved(_chosen(saved, place), place)
+    expected = f"{folder}" if folder != root else f"{root / place.name} (there is no such folder)"
     raise ConfigError(
-        f"data_root={place.data_root}: no Parquet files for {place.name} in {folder}, nor a TSV file"
-        f"{f' {place.tsv_name}.tsv' if place.tsv_name else ''}. "
+        f"data_root={place.data_root}: no Parquet files for {place.name} in {expected}, nor a TSV file"
+        f"{f' {place.tsv_name}.tsv' if place.tsv_name else ''}. {folder} {_contents(folder)}. "
         f"Download {place.hub_id} ({_part(place)}) there."
     )
 
@@ -148,7 +171,7 @@ def open_configs(place: DataPlace, configs: Sequence[str], *, tsv_names: Mapping
         DataError: as `open_rows`.
     """
     if not tsv_names and place.data_root is not None:
-        whole = _tsv_file(place, Path(place.data_root).expanduser(), place.folder)
+        whole = _tsv_file(place, place.root, place.folder)
         if whole is not None:
             return _from_tsv(whole, place)
     parts: dict[str, Rows] = {}
@@ -182,11 +205,40 @@ def _part(place: DataPlace) -> str:
 
 
 def _own(files: Sequence[Path], place: DataPlace) -> list[Path]:
-    """The files that are this benchmark's: all in a folder of its name, else none of a folder that may be another's."""
-    if place.folder.name == place.name:
+    """The files that are this benchmark's: all in a folder of its name, else none of a folder that may be another's.
+
+    A dataset's folder may serve several benchmarks, which its configurations tell apart.
+    """
+    folder = place.folder
+    if folder.name.casefold() == place.name.casefold():
         return list(files)
     plain = {"data", "default", place.config, place.split}
-    return [path for path in files if plain.issuperset(path.relative_to(place.folder).parts[:-1])]
+    mine = [path for path in files if plain.issuperset(path.relative_to(folder).parts[:-1])]
+    if folder == place.root or not place.config:
+        return mine
+    return [path for path in mine if any(part.startswith(place.config) for part in path.relative_to(folder).parts)]
+
+
+def _hub_ids(hub_id: str) -> list[str]:
+    """The id, and the one under which another owner held it before."""
+    owner, _, name = hub_id.partition("/")
+    return [hub_id, *([f"{MOVED[owner]}/{name}"] if owner in MOVED else [])]
+
+
+def _child(directory: Path, name: str) -> Path | None:
+    """What lies in a directory under a name, or under the same name in other case; None where nothing does."""
+    if (directory / name).exists() or not directory.is_dir():
+        return directory / name if directory.is_dir() else None
+    return next((path for path in sorted(directory.iterdir()) if path.name.casefold() == name.casefold()), None)
+
+
+def _contents(directory: Path) -> str:
+    """What a directory holds, for a message."""
+    if not directory.is_dir():
+        return "is not there"
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in sorted(directory.iterdir())]
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return f"holds {', '.join(names[:_MOST_LISTED])}{more}" if names else "is empty"
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------
@@ -297,7 +349,7 @@ def _tsv_file(place: DataPlace, root: Path, folder: Path) -> Path | None:
         other = place.apart and place.tsv_name and root.stem != place.tsv_name
         return root if root.is_file() and not other else None
     for directory in (folder, root):
-        if place.tsv_name and (file := directory / f"{place.tsv_name}.tsv").is_file():
+        if place.tsv_name and (file := _child(directory, f"{place.tsv_name}.tsv")) is not None and file.is_file():
             return file
     if folder == root or place.apart:
         return None
@@ -388,8 +440,7 @@ def _from_saved(folder: Path, place: DataPlace) -> Rows:
 def _from_hub(place: DataPlace) -> Rows:
     from datasets import load_dataset
 
-    owner, _, rest = place.hub_id.partition("/")
-    tried = [place.hub_id, *([f"{MOVED[owner]}/{rest}"] if owner in MOVED else [])]
+    tried = _hub_ids(place.hub_id)
     for number, one in enumerate(tried):
         try:
             data: Any = load_dataset(one, place.config, split=place.split, revision=place.revision)

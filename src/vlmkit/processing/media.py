@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vlmkit.conversation import ImagePart, VideoPart
 from vlmkit.errors import DataError, VlmkitError
+from vlmkit.processing.absence import check_file
 from vlmkit.processing.images import check_mode, open_image, to_rgb
 from vlmkit.processing.retries import NUM_READS, may_pass, try_again
 from vlmkit.processing.video import VideoHeader, VideoReading
@@ -245,7 +246,7 @@ def video_header(part: VideoPart, reading: VideoReading) -> VideoHeader:
 
 def _video_header(part: VideoPart, reading: VideoReading) -> VideoHeader:
     if isinstance(part.source, Path):
-        _check_exists(part.source, "video")
+        check_file(part.source, "video")
         header = reading.header(part.source)
     else:
         if not part.source:
@@ -290,18 +291,11 @@ def opened(part: ImagePart) -> Generator[Image.Image]:
         Exception: whatever Pillow raises.
     """
     if isinstance(part.source, Path):
-        _check_exists(part.source, "image")
+        check_file(part.source, "image")
     with open_image(part.source) as image:
         _check_size(image.height, image.width, _name(part))  # before anything that may decode
         check_mode(image)
         yield image
-
-
-def _check_exists(path: Path, kind: str) -> None:
-    if not path.is_file():
-        raise DataError(
-            f"{kind} {str(path)!r} not found. Check data.root and the path in the row.", reason="missing_media"
-        )
 
 
 def _check_size(height: int, width: int, name: str) -> None:

@@ -204,6 +204,66 @@ def test_nothing_there_is_said(tmp_path):
         list(make("gqa", tmp_path).cases())
 
 
+@pytest.mark.parametrize("name", ["chartqa", "docvqa", "science_qa"])
+@pytest.mark.parametrize(
+    "layout", ["{name}", "{owner}/{name}", "{owner}--{name}", "datasets--{owner}--{name}/snapshots/abc"]
+)
+@pytest.mark.parametrize("moved", [False, True])
+def test_downloads_of_the_hub_are_found_as_they_lie(name, layout, moved, tmp_path):
+    owner, _, dataset = benchmark_nodes([name])[name].hub_id.partition("/")
+    assert owner == "lmms-lab-encoder"
+    folder = tmp_path / "root" / layout.format(owner="lmms-lab" if moved else owner, name=dataset)
+    folder.parent.mkdir(parents=True)
+    write_hub(tmp_path, name)
+    (tmp_path / name).rename(folder)
+    for file in list(folder.glob("*.parquet")):  # without configurations, the hub's files lie in `data`
+        (folder / "data").mkdir(exist_ok=True)
+        file.rename(folder / "data" / file.name)
+    assert list(make(name, tmp_path / "root").cases())
+
+
+def test_the_folder_and_the_file_of_a_benchmark_may_be_in_other_case(tmp_path):
+    write_hub(tmp_path, "chartqa")
+    (tmp_path / "chartqa").rename(tmp_path / "CHARTqa")
+    assert list(make("chartqa", tmp_path).cases())
+    stem, _ = TSV["ocrbench"]
+    write_tsv(tmp_path, "ocrbench")
+    (tmp_path / f"{stem}.tsv").rename(tmp_path / f"{stem.lower()}.tsv")
+    assert list(make("ocrbench", tmp_path).cases())
+
+
+def test_a_dataset_of_several_benchmarks_gives_each_its_configuration(tmp_path):
+    write_hub(tmp_path, "docvqa")
+    (tmp_path / "docvqa").rename(tmp_path / "DocVQA")
+    assert list(make("docvqa", tmp_path).cases())
+    with pytest.raises(ConfigError, match="no Parquet files for infovqa"):
+        list(make("infovqa", tmp_path).cases())
+    file = next((tmp_path / "DocVQA").rglob("*.parquet"))
+    (tmp_path / "DocVQA" / "InfographicVQA").mkdir()
+    (tmp_path / "DocVQA" / "InfographicVQA" / file.name).write_bytes(file.read_bytes())
+    assert list(make("infovqa", tmp_path).cases())
+    (tmp_path / "DocVQA" / "InfographicVQA" / file.name).unlink()
+    file.rename(tmp_path / "DocVQA" / file.name)  # it does not say whose it is
+    with pytest.raises(ConfigError, match="no Parquet files for infovqa"):
+        list(make("infovqa", tmp_path).cases())
+
+
+def test_data_that_is_not_found_is_told_with_its_folder_and_what_lies_there(tmp_path):
+    (tmp_path / "POPE-data").mkdir()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConfigError) as caught:
+        list(make("pope", tmp_path).cases())
+    assert f"no Parquet files for pope in {tmp_path}/pope (there is no such folder), nor a TSV" in str(caught.value)
+    assert f"{tmp_path} holds POPE-data/, notes.txt. Download" in str(caught.value)
+    (tmp_path / "Pope").mkdir()
+    with pytest.raises(
+        ConfigError, match=rf"no Parquet files for pope in {tmp_path}/Pope, .* {tmp_path}/Pope is empty\."
+    ):
+        list(make("pope", tmp_path).cases())
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/none is not there\."):
+        list(make("pope", tmp_path / "none").cases())
+
+
 def test_a_tsv_image_may_be_a_path_or_broken(tmp_path):
     (tmp_path / "OCRBench.tsv").write_text(
         "index\timage\timage_path\tquestion\tanswer\tcategory\n"

@@ -18,6 +18,11 @@ from vlmkit.evaluation.scorers.meteor import meteor, stem
         ("1,000 people; 3.5 m", "1,000 people 3.5 m"),
         ("a (red) car -- fast...", "a -lrb- red -rrb- car fast"),
         ("the u.s. flag\n", "the u.s. flag"),
+        ("mr. smith, a. b. and no. 5.", "mr. smith a. b. and no. 5"),
+        ("woman!! what?! end... so.. yes!", "woman !! what ?! end so yes"),
+        ("it’s “smart” – a—b…", "it 's smart a b"),
+        ("1/2 of his/hers, 10th at@x.com www.a.com", "1/2 of his/hers 10th at@x.com www.a.com"),
+        ("we cannot --- **see** <x>", "we can not ** see ** <x>"),
         ("", ""),
     ],
 )
@@ -58,6 +63,23 @@ def test_meteor_prefers_order_and_knows_inflection() -> None:
     reference = [["a cat is sitting on the mat"]]
     assert meteor(["a cat sits on a mat"], reference) > meteor(["a cat stands on a mat"], reference)
     assert meteor(["a cat sits on a mat"], reference) > meteor(["on a mat sits a cat"], reference)
+
+
+def test_meteor_weighs_frequent_words_less_and_a_whole_sentence_is_no_fragment() -> None:
+    """The numbers are those of METEOR 1.5's own program on the words of its tokeniser."""
+    predictions = ["Three zebras grazing in a field!", "A plate of food, with a fork", "people"]
+    references = [
+        ["three zebras eat grass in a field", "zebras graze on the savanna"],
+        ["a plate with food and a fork", "food on a plate"],
+        ["a group of people standing together", "people standing"],
+    ]
+    assert caption_scores(predictions=predictions, references=references)["METEOR"] == pytest.approx(0.33448846)
+    predictions = ["a train lying dog the surfboard", "two black pizza holding on two cat"]
+    references = [
+        ["a train lying near the surfboard", "two red pizza standing next to the dog"],
+        ["two black pizza holding on two cat", "two chair is riding near a cat"],
+    ]
+    assert meteor(predictions, references) == pytest.approx(0.5206309292125297)
 
 
 @pytest.mark.parametrize(

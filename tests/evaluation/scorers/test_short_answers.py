@@ -80,6 +80,8 @@ def test_realworldqa_asks_for_a_letter_or_a_word() -> None:
     assert realworldqa(prediction="10", answer="0").outcome == "wrong"
     assert realworldqa(prediction="", answer="0").outcome == "unparsed"
     assert realworldqa(prediction="The answer is (B).", answer="B").outcome == "right"
+    assert realworldqa(prediction="A", answer="a").outcome == "right"
+    assert realworldqa(prediction="The answer is (B).", answer=" b").outcome == "right"
     assert realworldqa(prediction="a dog", answer="B").outcome == "unparsed"
 
 

@@ -7,16 +7,19 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 import orjson
 
+from vlmkit.conversation import ImagePart
 from vlmkit.data.convert.formats import FORMATS, ROW_FORMATS, Fields, Format, coco_rows, detect, vqa2_rows
 from vlmkit.data.convert.reading import read_rows, read_whole
 from vlmkit.data.manifest import parse_row
 from vlmkit.errors import ConfigError, DataError, Origin
+from vlmkit.processing.absence import check_file
 from vlmkit.processing.media import read_medium
 from vlmkit.storage import written_aside
 
@@ -239,9 +242,10 @@ class Conversion:
         conversation = parse_row(row, origin=origin, root=root, allow_absolute_paths=self.allow_absolute_paths)
         if self.root:
             for medium in conversation.media:
+                kind = "image" if isinstance(medium, ImagePart) or isinstance(medium.source, tuple) else "video"
                 for place in medium.source if isinstance(medium.source, tuple) else (medium.source,):
-                    if isinstance(place, Path) and not read_medium(medium, place.is_file):
-                        raise DataError(f"{str(place)!r} is not there. Check root.", reason="missing_media")
+                    if isinstance(place, Path):
+                        read_medium(medium, partial(check_file, place, kind, root="root"))
         return row
 
     def _with_files(self, row: dict[str, Any], done: Converted) -> dict[str, Any]:

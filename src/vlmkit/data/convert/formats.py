@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from vlmkit.data.fields import refuse_unsupported
 from vlmkit.errors import ConfigError, DataError
 
 Format = Literal["messages", "sharegpt", "qa", "coco", "vqa2"]
@@ -105,10 +106,12 @@ def from_messages(row: Row, fields: Fields) -> Row:
     Raises:
         DataError: a message or part that is none, an unknown role, more images said than listed.
     """
+    refuse_unsupported(row, what="the row")
     listed = {"image": fields.images(row), "video": _as_list(fields.get(row, "video"))}
     own: dict[str, list[object]] = {"image": [], "video": []}
     said: list[tuple[str, str]] = []
     for number, message in enumerate(_list_of(row, fields), start=1):
+        refuse_unsupported(message, what=f"turn {number}")
         speaker = _speaker(message, number, "role")
         said.append((speaker, _content(message.get("content"), number, listed, own)))
     media = {kind: [*own[kind], *listed[kind]] if own[kind] else listed[kind] for kind in listed}
@@ -121,8 +124,10 @@ def from_sharegpt(row: Row, fields: Fields) -> Row:
     Raises:
         DataError: a turn that is none, or an unknown speaker.
     """
+    refuse_unsupported(row, what="the row")
     said: list[tuple[str, str]] = []
     for number, turn in enumerate(_list_of(row, fields), start=1):
+        refuse_unsupported(turn, what=f"turn {number}")
         value = turn.get("value")
         if not isinstance(value, str):
             raise DataError(f"turn {number} has no text as 'value'. Mend or drop the row.", reason="bad_turn")
@@ -139,8 +144,9 @@ def from_qa(row: Row, fields: Fields) -> Row:
     """A row with a question and its answer, and the exchanges before it where it has a `history`.
 
     Raises:
-        DataError: one of the two is missing or no text, or the history is no list of exchanges.
+        DataError: one of the two is missing or no text, the history is no list of exchanges, or choices would be lost.
     """
+    refuse_unsupported(row, what="the row")
     question, answer = _question(row, fields), fields.get(row, "answer")
     for field, found in (("question", question), ("answer", answer)):
         if not isinstance(found, str | int | float) or isinstance(found, bool):
@@ -150,8 +156,25 @@ def from_qa(row: Row, fields: Fields) -> Row:
                 f"{', '.join(map(repr, row))}.",
                 reason=f"no_{field}",
             )
+    _refuse_lost_choices(row, fields, str(question))
     said = _with_system(row, fields, [*_history(row), ("human", str(question)), ("gpt", str(answer))])
     return _row(row, fields, said, {"image": fields.images(row), "video": _as_list(fields.get(row, "video"))})
+
+
+def _refuse_lost_choices(row: Row, fields: Fields, question: str) -> None:
+    """Refuse a row whose choices are not in its question: they would be lost.
+
+    Raises:
+        DataError: there are such.
+    """
+    for name in ("choices", "options"):
+        choices = _as_list(row.get(name)) if name not in fields.names.values() else []
+        if choices and not all(str(choice) in question for choice in choices):
+            raise DataError(
+                f"the row has {name!r}, and not all of them are in its question, so they would be lost. Write them into the "
+                "question, or drop the field.",
+                reason="unsupported_field",
+            )
 
 
 def _question(row: Row, fields: Fields) -> object:

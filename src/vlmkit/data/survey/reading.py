@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -12,6 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from vlmkit.conversation import Conversation, ImagePart, TextPart
+from vlmkit.data.fields import unread_fields
 from vlmkit.data.index import Index
 from vlmkit.data.manifest import parse_row
 from vlmkit.data.survey.boxes import HINTS, Box, find_boxes, frame_of
@@ -102,6 +104,7 @@ class Reading:
         boxes: Grounding boxes.
         num_typed: Rows in whose text somebody typed a special token; it is trained as plain text.
         first_typed: The first few of them: the row, and the token.
+        unread: Rows by fields that are not read, most frequent first.
     """
 
     same_content: Repeats
@@ -110,6 +113,7 @@ class Reading:
     boxes: BoxTally
     num_typed: int
     first_typed: tuple[tuple[int, str], ...]
+    unread: dict[str, int]
 
 
 def read_rows(
@@ -125,7 +129,7 @@ def read_rows(
     """
     content, question, ident = (np.zeros(len(rows), dtype=np.uint64) for _ in range(3))
     boxes, typed = BoxTally(), list[tuple[int, str]]()
-    num_typed = 0
+    num_typed, unread = 0, Counter[str]()
     special = processor.special_tokens
     for place, row in enumerate(seen if seen is not None else rows.tolist()):
         text = index.read(row)
@@ -137,6 +141,7 @@ def read_rows(
             root=index.sources[source].root,
             allow_absolute_paths=index.allow_absolute_paths,
         )
+        unread.update(unread_fields(raw))
         content[place], question[place] = _hashes(conversation)
         ident[place] = _hash_of_id(cast("dict[str, object]", raw).get("id"), source)
         if any(hint in text for hint in HINTS):
@@ -156,6 +161,7 @@ def read_rows(
         boxes=boxes,
         num_typed=num_typed,
         first_typed=tuple(typed),
+        unread=dict(sorted(unread.items(), key=lambda item: (-item[1], item[0]))),
     )
 
 

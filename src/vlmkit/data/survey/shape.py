@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ def check_shape(
     allow_absolute_paths: bool,
     reading: VideoReading,
     limit_each: int | None,
+    report: Callable[[Origin, DataError], object] = lambda _origin, _error: None,
 ) -> Shape:
     """Parse every row and read the headers of its media; nothing is counted or kept.
 
@@ -51,6 +52,7 @@ def check_shape(
         allow_absolute_paths: Whether media may lie outside the roots.
         reading: How videos are read.
         limit_each: Only the first so many rows of each source.
+        report: Called with every bad row.
     """
     counts, first, broken = Counter[str](), list[tuple[Origin, Fault]](), list[str]()
     num_rows = 0
@@ -69,6 +71,7 @@ def check_shape(
                 error = _fault(file.read(int(length)), source, origin, allow_absolute_paths, reading)
                 if error is None:
                     continue
+                report(origin, error)
                 counts[error.reason] += 1
                 if counts[error.reason] <= FIRST_FAULTS:
                     first.append((origin, Fault(row=number, reason=error.reason, finding=error.finding)))

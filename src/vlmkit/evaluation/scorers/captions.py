@@ -19,33 +19,42 @@ _ORDER = 4
 _Grams = Counter[tuple[str, ...]]
 
 _CONTRACTION = re.compile(r"(?i)n't\b|'(?:s|m|d|re|ve|ll)\b")
+_ABBREVIATIONS = (
+    "mr mrs ms dr prof rev gen gov sen rep capt col lt sgt jr sr st mt ave rd blvd sq ft dept univ assn bros co corp inc ltd "
+    "est ext tel vs cf al etc jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri"
+)
 _PTB_WORD = re.compile(
-    r"""
-      \d+(?:[.,:]\d+)*                       # 1,000  3.5  12:30
-    | (?:[^\W\d_]\.){2,}                     # u.s.
-    | \w+(?:[-']\w+)*                        # t-shirt  o'clock
-    | \.{3} | -+ | [^\w\s]
+    rf"""
+      (?<!\S)(?:n't|'(?:s|m|d|re|ve|ll))(?!\S)  # what is left of a contraction
+    | [^\s@]+@[^\s@]+\.[^\W\d_]+              # an e-mail address
+    | <[^<>\s]+>                             # markup
+    | \d+/\d+                                # 1/2
+    | \d+(?:[.,:]\d+)*(?![\w'-])             # 1,000  3.5  12:30
+    | (?:ph\.d|(?<!\w)[^\W\d_](?:\.[^\W\d_])*|\b(?:{"|".join(_ABBREVIATIONS.split())}))\.(?![\w.])  # a.  u.s.  mr.
+    | \b(?:nos?|figs?|pp|op|art)\.(?=\s*\d)   # no. 5
+    | \w+(?:[-'/.]\w+)*                      # t-shirt  o'clock  his/hers  example.com
+    | [?!]{{2,}} | \*+ | \.{{2,}} | -+ | [^\w\s]
     """,
     re.VERBOSE,
 )
-_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-"}
-_DROPPED = {"'", '"', "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
+_DROPPED = frozenset("'\"`?!,:;")
+_PLAIN_MARKS = str.maketrans({"’": "'", "‘": "`", "“": '"', "”": '"', "–": "--", "—": "--", "…": "..."})
+_REWRITTEN = {
+    **{"(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-"},
+    **{"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"},
+}
 
 
 def ptb_words(text: str) -> str:
     """Lower-case words in the manner of the Penn Treebank, without punctuation, joined by spaces.
 
-    Stands in for the Java tokeniser that lmms-eval runs: contractions are split (`is n't`, `dog 's`), hyphenated words
-    and numbers stay whole, and brackets become `-lrb-` and the like, which upstream, too, fails to drop. Rare cases
-    (fractions, e-mail addresses, unusual abbreviations) may differ.
+    Stands in for the Java tokeniser that lmms-eval runs: contractions are split (`is n't`, `dog 's`), hyphenated words,
+    numbers and abbreviations (`mr.`, a single letter with its full stop) stay whole, and what upstream fails to drop stays
+    here too: brackets as `-lrb-` and the like, and several marks in a row (`!!`, `?!`). Rare cases may differ.
     """
-    text = _CONTRACTION.sub(lambda found: f" {found[0]} ", text.lower().replace("\n", " "))
-    words = [word for chunk in text.split() for word in _chunk_words(chunk)]
-    return " ".join(_BRACKETS.get(word, word) for word in words if word not in _DROPPED)
-
-
-def _chunk_words(chunk: str) -> list[str]:
-    return [chunk] if _CONTRACTION.fullmatch(chunk) else _PTB_WORD.findall(chunk)
+    text = _CONTRACTION.sub(lambda found: f" {found[0]} ", text.lower().translate(_PLAIN_MARKS))
+    words: list[str] = _PTB_WORD.findall(text)
+    return " ".join(_REWRITTEN.get(word, word) for word in words if word not in _DROPPED and word.strip("-."))
 
 
 def caption_scores(

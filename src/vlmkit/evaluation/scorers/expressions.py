@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from fractions import Fraction
 
 Value = Fraction | float
@@ -40,14 +40,14 @@ _MAX_BITS = 4096  # larger powers are refused: no answer needs them, and they wo
 _MAX_TOKENS = 100  # keeps the recursion shallow
 
 
-def value_of(text: str, *, variables: Mapping[str, float] | None = None) -> Value | None:
+def value_of(text: str) -> Value | None:
     r"""The value of `text`, or None if it is no expression.
 
     Known: numbers (`1,000` too), `+ - * / ^ **`, juxtaposition (`2\pi`), `\frac`, `\sqrt[n]`, brackets, `\times`,
-    `\cdot`, `\div`, `\pi`, `\%`, `\boxed`, elementary functions, and the letters in `variables`.
+    `\cdot`, `\div`, `\pi`, `\%`, `\boxed` and elementary functions.
     """
     try:
-        return _Parser(text.strip().strip("$"), variables or {}).parse()
+        return _Parser(text.strip().strip("$")).parse()
     except (ArithmeticError, ValueError):  # what the parser raises, and division by zero or overflow
         return None
 
@@ -55,12 +55,11 @@ def value_of(text: str, *, variables: Mapping[str, float] | None = None) -> Valu
 class _Parser:
     """Recursive descent over the tokens; raises ValueError at the first that does not fit."""
 
-    def __init__(self, text: str, variables: Mapping[str, float]) -> None:
+    def __init__(self, text: str) -> None:
         self._tokens = _tokenise(text)
         if len(self._tokens) > _MAX_TOKENS:
             raise ValueError("too long")
         self._place = 0
-        self._variables = variables
 
     def parse(self) -> Value:
         value = self._sum()
@@ -134,8 +133,6 @@ class _Parser:
             return math.pi
         if token in _FUNCTIONS:
             return _FUNCTIONS[token](float(self._power()))
-        if token in self._variables:
-            return self._variables[token]
         raise ValueError(f"unknown {token!r}")
 
     def _enclosed(self, opening: str) -> Value:

@@ -1,8 +1,7 @@
 r"""MATH-Vision: the final answer out of a worked solution, compared as text and as a number.
 
 Sources: lmms-eval `lmms_eval/tasks/mathvision/{utils,eval_utils}.py`; VLMEvalKit `vlmeval/dataset/utils/mathv.py`. Both
-evaluate what the model wrote as code; here `value_of` reads it. Symbolic answers are compared as text only (lmms-eval),
-or by their value at fixed points (VLMEvalKit).
+evaluate what the model wrote as code; here `value_of` reads it. Roots, constants and letters are compared as text only.
 """
 
 from __future__ import annotations
@@ -31,9 +30,11 @@ def mathvision(*, prediction: str, answer: str, options: Mapping[str, str] | Non
 
 
 def mathvision_no_judge(*, prediction: str, answer: str, options: Mapping[str, str] | None = None) -> Score:
-    """1 if `infer_choice` finds the letter, or the whole prediction of an open question equals the answer.
+    r"""1 if `infer_choice` finds the letter, or the whole prediction of an open question equals the answer.
 
-    Equal means the same text, or values within 1e-6. There, what is not equal is left to a judge.
+    Equal means the same text, or values of plain arithmetic within 1e-6. What holds a name has no value there, since the
+    name is unknown where the expression is evaluated: `\sqrt{16}` is not `4`, nor `1+x` the same as `x+1`, while
+    `\sqrt[3]{8}` is `2`. What is not equal is left to a judge.
 
     Source: VLMEvalKit, up to where it asks a judge.
     """
@@ -146,17 +147,16 @@ def _rounded(text: str) -> tuple[str, tuple[float, ...]] | None:
     return (brackets, numbers) if len(numbers) == len(parts) else None
 
 
-# Values at which expressions with letters are compared: no simple relation holds between them.
-_POINTS = tuple(
-    {letter: base + number * step for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
-    for base, step in ((1.137, 0.2371), (2.713, 0.3119))
-)
+_NAMED = re.compile(r"\\(?:sqrt(?!\s*\[)|pi|sin|cos|tan|ln|log|exp)(?![a-z])|[π|]")
+"""What a computer algebra system writes with a name: the square root, constants, functions, absolute values."""
 
 
 def _same_to_a_millionth(wanted: str, found: str) -> bool:
     if wanted == found:
         return True
-    return all(_near(value_of(wanted, variables=point), value_of(found, variables=point)) for point in _POINTS)
+    if _NAMED.search(wanted) or _NAMED.search(found):
+        return False
+    return _near(value_of(wanted), value_of(found))
 
 
 def _near(first: Value | None, second: Value | None) -> bool:

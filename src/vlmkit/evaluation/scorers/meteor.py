@@ -2,8 +2,8 @@
 
 METEOR aligns words that are equal, share a stem, are synonyms in WordNet, or are paraphrases in a table learned from
 parallel corpora. Formula, weights and alignment are those of METEOR 1.5 (Denkowski and Lavie, 2014; the ranking
-parameters for English). Of the resources there is here a light stemmer, the closed-class words as function words, and
-two kinds of paraphrase that follow from grammar: an auxiliary with a participle for the plain verb (`is sitting`,
+parameters for English), and so are its function words. Of the other resources there is here a light stemmer, and two
+kinds of paraphrase that follow from grammar: an auxiliary with a participle for the plain verb (`is sitting`,
 `sits`), and one article for the other before the same word (`the street`, `a street`). There are no synonyms. Say so
 when reporting, and never compare the value with one from the Java program.
 """
@@ -22,13 +22,13 @@ _BEAM = 40
 
 _ARTICLES = {"a", "an", "the"}
 _AUXILIARIES = {"am", "is", "are", "was", "were", "be", "been", "being"}
-_CLOSED_CLASSES = """
-    and or but nor so if while as than that this these those which who whom whose what when where how why there
-    i you he she it we they me him her us them my your his its our their one two
-    of in on at by to from with into onto over under up down out off for about across through
-    has have had having do does did can could will would shall should may might must not no
+_FREQUENT_WORDS = """
+    the to of and a in that for is on 's it with was as said at he by be from have has are his but an this not i will they
+    who their had we which were been more or its would about new one after you also up when there than all out her people
+    she year two can if last first over other into some what so no time years could 't ' -- -rrb- -lrb- $
 """
-_FUNCTION_WORDS = {*_ARTICLES, *_AUXILIARIES, *_CLOSED_CLASSES.split()}
+_FUNCTION_WORDS = set(_FREQUENT_WORDS.split())
+"""Words whose share of an English news corpus is above one in a thousand: METEOR weighs them less than the others."""
 
 
 class _Match(NamedTuple):
@@ -80,8 +80,6 @@ class _Counts:
     chunks: int = 0
     num_matched: int = 0
     other_num_matched: int = 0
-    num_words: int = 0
-    other_num_words: int = 0
 
     def plus(self, other: _Counts) -> _Counts:
         return _Counts(*(getattr(self, name) + getattr(other, name) for name in _Counts.__slots__))
@@ -92,10 +90,7 @@ class _Counts:
             return 0.0
         precision, recall = self.matched / self.weight, self.other_matched / self.other_weight
         mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
-        complete = self.num_matched == self.num_words and self.other_num_matched == self.other_num_words
-        fragments = (
-            0.0 if complete and self.chunks == 1 else 2 * self.chunks / (self.num_matched + self.other_num_matched)
-        )
+        fragments = 2 * self.chunks / (self.num_matched + self.other_num_matched)
         return mean * (1 - _GAMMA * fragments**_BETA)
 
 
@@ -117,16 +112,16 @@ def _count(words: list[str], others: list[str]) -> _Counts:
     credit = [_CREDIT[match.kind] for match in path.matches]
     spans = [words[match.start : match.start + match.length] for match in path.matches]
     other_spans = [others[m.other_start : m.other_start + m.other_length] for m in path.matches]
+    num_matched, other_num_matched = sum(map(len, spans)), sum(map(len, other_spans))
+    complete = num_matched == len(words) and other_num_matched == len(others)
     return _Counts(
         matched=sum(share * _weight(span) for share, span in zip(credit, spans, strict=True)),
         other_matched=sum(share * _weight(span) for share, span in zip(credit, other_spans, strict=True)),
         weight=_weight(words),
         other_weight=_weight(others),
-        chunks=path.chunks,
-        num_matched=sum(map(len, spans)),
-        other_num_matched=sum(map(len, other_spans)),
-        num_words=len(words),
-        other_num_words=len(others),
+        chunks=0 if complete and path.chunks == 1 else path.chunks,  # a whole sentence does not count as a fragment
+        num_matched=num_matched,
+        other_num_matched=other_num_matched,
     )
 
 
