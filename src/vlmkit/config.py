@@ -488,8 +488,8 @@ def taken_over(config: DictConfig, saved: DictConfig, groups: Iterable[str]) -> 
         if foreign := sorted({*_targets(saved[group])} - known):
             raise ConfigError(
                 f"init_from: {group} of that run has {foreign[0]}, which is no part of this command's own config, so it is "
-                "not called: a config that comes with a run could run any code. If you know it, give it on the command "
-                f"line: {group}._target_=..., or {group}= with an option of yours."
+                "not called: a config that comes with a run could run any code. Give it on the command line, if you know it: "
+                f"{group}._target_=..., or {group}= with an option of yours."
             )
         config[group] = saved[group]
     changed = [override for override in task_overrides() if "=" in override and override.split(".")[0] in kept]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.model.conftest import assembly
-from vlmkit.cli.contract import check_allowed, check_contract
+from vlmkit.cli.contract import check_allowed, check_contract, check_resumable
 from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.model.checkpoint import save_hf
 from vlmkit.processing.media import PixelBudget
@@ -114,3 +114,73 @@ def test_tensors_named_by_another_library_are_told_by_version(trained):
 def test_init_allow_knows_its_words(names):
     with pytest.raises(ConfigError, match=r"assembly, template, tokenizer, pixel_limits"):
         check_allowed(names)
+
+
+HELD = {
+    "optim": {"optim._target_": "x.Plan", "optim.lr": 1e-3, "optim.beta2": 0.999, "optim.layer_decay": 1.0, "optim.optimizer": None, "optim.fp32_masters": True},
+    "schedule": {"optim.schedule": "cosine", "trainer.max_steps": None},
+    "average": {},
+    "precision": {"trainer.precision": "32-true"},
+    "lora": {"model.lora.rank": 0},
+}  # fmt: skip
+
+
+def resumable(*allowed: str, **changes: dict) -> dict[str, list[str]]:
+    return check_resumable(
+        Path("x.ckpt"), HELD, {kind: {**HELD[kind], **changes.get(kind, {})} for kind in HELD}, list(allowed)
+    )
+
+
+def test_the_same_settings_are_resumed():
+    assert resumable() == {}
+    assert check_resumable(Path("x.ckpt"), None, HELD, []) == {}, "older checkpoints say nothing"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("optim", {"optim.lr": 1e-6}, "optim.lr=1e-06, trained with was 0.001"),
+        ("optim", {"optim.beta2": 0.95}, "optim.beta2=0.95, trained with was 0.999"),
+        ("schedule", {"optim.schedule": "linear"}, "optim.schedule=linear, trained with was cosine"),
+        ("schedule", {"trainer.max_steps": 9}, "trainer.max_steps=9, trained with was None"),
+        ("average", {"callbacks.average.decay": 0.9}, "callbacks.average.decay=0.9, trained with was none"),
+        ("precision", {"trainer.precision": "bf16-mixed"}, "trainer.precision=bf16-mixed, trained with was 32-true"),
+    ],
+)
+def test_another_setting_is_refused_or_applied(kind, changes, message):
+    pattern = rf"(?s)x\.ckpt was trained with other settings:\n  {kind}: {message}\nSet them back, .*resume_allow=\[{kind}\]\."
+    with pytest.raises(ConfigError, match=pattern):
+        resumable(**{kind: changes})
+    others = [name for name in ("optim", "schedule", "average", "precision") if name != kind]
+    with pytest.raises(ConfigError, match=rf"resume_allow=\[{','.join(sorted([*others, kind]))}\]"):
+        resumable(*others, **{kind: changes})
+    assert resumable(kind, **{kind: changes}) == {kind: [message]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("optim", {"optim.layer_decay": 0.9}),
+        ("optim", {"optim.optimizer": {"_target_": "torch.optim.SGD"}}),
+        ("optim", {"optim.fp32_masters": False}),
+        ("precision", {"trainer.precision": "bf16-true"}),
+        ("lora", {"model.lora.rank": 8}),
+    ],
+)
+def test_what_cannot_change_within_a_run_is_refused_whatever_is_allowed(kind, changes):
+    with pytest.raises(ConfigError, match=rf"{kind}: .*\n.*Set {kind} back: it cannot change within a run.*init_from"):
+        resumable("optim", "schedule", "average", "precision", **{kind: changes})
+
+
+def test_all_changed_settings_are_listed_at_once():
+    pattern = r"(?s)optim\.lr=1.*optim\.beta2=0\.9,.*optim\.schedule=linear.*resume_allow=\[optim,schedule\]"
+    with pytest.raises(ConfigError, match=pattern):
+        resumable(optim={"optim.lr": 1, "optim.beta2": 0.9}, schedule={"optim.schedule": "linear"})
+
+
+@pytest.mark.parametrize("allowed", [["lr"], ["lora"], "optim", None])
+def test_resume_allow_knows_its_words(allowed):
+    with pytest.raises(
+        ConfigError, match=r"resume_allow=.*: wanted a list of some of optim, schedule, average, precision"
+    ):
+        check_resumable(Path("x.ckpt"), HELD, HELD, allowed)

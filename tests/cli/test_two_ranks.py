@@ -220,7 +220,7 @@ def test_a_signal_to_the_whole_group_with_its_loaders_saves_once(manifest, tmp_p
     while alive_in(process.pid) and time.monotonic() < until:
         time.sleep(0.05)
     assert alive_in(process.pid) == []
-    ended = [f"trainer.max_steps={step + 1}", "resume_from=auto"]
+    ended = [f"trainer.max_steps={step + 1}", "resume_from=auto", "resume_allow=[schedule]"]
     if trainer == "ddp":
         forked.run_ranks("ddp", *settings, *ended, output=tmp_path / "out")
     else:

@@ -31,7 +31,7 @@ STAGES = {
 ALLOWED = {
     "Tensor.cpu at guard.py:send": "on a GPU the branch beside it runs: a copy to pinned memory without waiting",
     "aten::_local_scalar_dense at guard.py:receive": "the loss of the step before, in host memory since that step ended",
-    "Tensor.to(device) at precision.py:clip_grad_by_norm": "PyTorch moves the factor to where the gradients, and so it, are",
+    "Tensor.to(device) at module.py:configure_gradient_clipping": "PyTorch moves the factor to where the gradients, and so it, are",
     **{
         f"Tensor.to(device) at modeling_{name}.py:forward": "rotary frequencies, a buffer that is on the device already"
         for name in FAMILIES

@@ -59,7 +59,7 @@ def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
 
 def rest(**more: Any) -> dict[str, Any]:
     """What is not sharded."""
-    state = RunState(step=3, consumed_packs=6, plan_key="k", freeze={}).to_checkpoint([])
+    state = RunState(step=3, consumed_packs=6, plan_key="k", freeze={}, contract=None).to_checkpoint([])
     return {KEY: state, "callbacks": {}, "loops": {}, **more}
 
 

@@ -70,14 +70,17 @@ class Weights(Callback):
 
 
 @frozen
-@pytest.mark.parametrize("decay", [0.3, 0.999])
-def test_the_average_follows_the_formula(tiny, cache, tmp_path, manifest, decay):
-    """In fp64 and to its last bits, over the schedule's first steps and beyond; what is frozen is not averaged."""
-    data, weights = prepared(manifest, tiny.vision_language, cache, batch_size=4), Weights()
+@pytest.mark.parametrize(("decay", "accumulate"), [(0.3, 1), (0.999, 1), (0.3, 2)])
+def test_the_average_follows_the_formula(tiny, cache, tmp_path, manifest, decay, accumulate):
+    """In fp64 and to its last bits, over the schedule's first steps and beyond, once a step however many micro-batches
+    it has; what is frozen is not averaged.
+    """
+    data, weights = prepared(manifest, tiny.vision_language, cache, batch_size=4 // accumulate), Weights()
     average = WeightAverage(decay=decay, export=False)
     module = fit(
-        data, tiny.vision_language, tmp_path, callbacks=[weights, average], precision="64-true", merger_only=True
-    )
+        data, tiny.vision_language, tmp_path, callbacks=[weights, average], precision="64-true", merger_only=True,
+        accumulate_grad_batches=accumulate,
+    )  # fmt: skip
     assert len(weights.seen) == 7
     wanted = weights.seen[0]
     for step, seen in enumerate(weights.seen[1:], 1):
@@ -163,7 +166,10 @@ def test_averages_that_nobody_kept_on_are_not_taken_up_again(manifest, whole, tm
     run_dir = tmp_path / "run"
     plain = [setting for setting in SETTINGS if not setting.startswith("callbacks")]
     resumed = f"resume_from={whole / 'checkpoints' / checkpoint_name(3)}"
-    forked.run(*small(manifest, run_dir, *plain, resumed), output=tmp_path / "out")
+    assert "callbacks.average.decay=absent, trained with was 0.5" in forked.run(
+        *small(manifest, run_dir, *plain, resumed), output=tmp_path / "out", status=1
+    )
+    forked.run(*small(manifest, run_dir, *plain, resumed, "resume_allow=[average]"), output=tmp_path / "out")
     assert "averages" not in kept(run_dir)
     assert unequal(exported(run_dir), kept(whole)["state_dict"]) == []
 

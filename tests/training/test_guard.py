@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.conftest import write_manifest
 from tests.training.small_run import fit, prepared
+from tests.training.test_state import checkpointer
+from vlmkit.errors import CheckpointError
+from vlmkit.training.callbacks.average import WeightAverage
 from vlmkit.training.callbacks.guard import GuardSettings, LossGuard, NonfiniteLossError, spike_limit
 from vlmkit.training.callbacks.receipt import GradientReceipt
 from vlmkit.training.callbacks.steplog import StepLog
@@ -38,6 +42,24 @@ class Broken(TrainingModule):
 
 class Endless(Broken):
     factor = float("inf")
+
+
+class Torn(TrainingModule):
+    """A pack whose loss is fine and whose gradient is not: what an overflow in a backward does."""
+
+    pack, value = 2, float("nan")
+
+    def training_step(self, batch, batch_idx):
+        self.torn = batch["pack"] == self.pack
+        return super().training_step(batch, batch_idx)
+
+    def on_after_backward(self):
+        if self.torn:
+            next(p for p in self.parameters() if p.requires_grad).grad.view(-1)[-1] = self.value
+
+
+class Infinite(Torn):
+    value = float("inf")
 
 
 class Weights(Callback):
@@ -75,6 +97,110 @@ def test_the_run_stops_and_names_the_samples_of_the_step(rows, tiny, cache, tmp_
     assert [sample["where"] for sample in bad["samples"]] == [f"{rows}:5", f"{rows}:6"]
     assert {sample["where"] for sample in before["samples"]} == {f"{rows}:3", f"{rows}:4"}
     assert all(sample["loss"] > 0 for sample in before["samples"])
+
+
+@pytest.mark.parametrize("kind", [Torn, Infinite])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_is_not_finite_is_never_saved(rows, tiny, cache, tmp_path, kind, clip):
+    """The loss of its step is finite, its update ruins the weights, and the step is one that would be saved."""
+    data = prepared(rows, tiny.vision_language, cache)
+    watch = guard(data, tmp_path)
+    saver = checkpointer(data, tmp_path, keep=1, before_save=watch.settle)
+    message = rf"Step 3: the gradient's norm is (nan|inf) \(the loss is \d.*{rows}:5.*resume_allow=\[optim\]"
+    with pytest.raises(NonfiniteLossError, match=message):
+        fit(data, tiny.vision_language, tmp_path, callbacks=[watch, saver], kind=kind, gradient_clip_val=clip)
+    (kept,) = (tmp_path / "checkpoints").iterdir()
+    assert kept.name == "step-000002.ckpt"
+    assert all(t.isfinite().all() for t in torch.load(kept, weights_only=True)["state_dict"].values())
+    bad, _ = told(tmp_path)
+    assert (bad["step"], bad["kind"]) == (3, "nonfinite")
+    assert all(sample["loss"] > 0 for sample in bad["samples"])
+
+
+def test_a_gradient_that_is_not_finite_is_found_at_a_step_that_is_not_saved(rows, tiny, cache, tmp_path):
+    data = prepared(rows, tiny.vision_language, cache)
+
+    class First(Torn):
+        pack = 0
+
+    with pytest.raises(NonfiniteLossError, match="Step 1: the gradient's norm is nan"):
+        fit(data, tiny.vision_language, tmp_path, callbacks=[guard(data, tmp_path)], kind=First)
+
+
+def test_a_skipped_gradient_leaves_weights_that_are_saved(rows, tiny, cache, tmp_path):
+    data = prepared(rows, tiny.vision_language, cache)
+    watch, weights = guard(data, tmp_path, on_nonfinite="skip"), Weights()
+    saver = checkpointer(data, tmp_path, before_save=watch.settle)
+    fit(data, tiny.vision_language, tmp_path, callbacks=[watch, weights, saver], kind=Torn)
+    assert watch.report()["skipped"] == [3]
+    assert weights.sums[2] == weights.sums[1] != weights.sums[3]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 4
+
+
+class Ruin(Callback):
+    """Makes one number of a weight, or of its running average, infinite after a step, without a trace in loss or gradient."""
+
+    def __init__(self, step: int, what: str) -> None:
+        self.step, self.what = step, what
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            name, weight = next((name, p) for name, p in pl_module.named_parameters() if p.requires_grad)
+            tensor = weight if self.what == "weight" else pl_module.averages[name]
+            tensor.detach().view(-1)[-1] = float("inf")
+
+
+@pytest.mark.parametrize(("what", "name"), [("weight", "model.hf."), ("average", "averages.model.hf.")])
+def test_weights_are_looked_at_before_they_are_saved(rows, tiny, cache, tmp_path, what, name):
+    data = prepared(rows, tiny.vision_language, cache)
+    saver = checkpointer(data, tmp_path, keep=1)
+    callbacks = [WeightAverage(decay=0.5, export=False), Ruin(2, what), saver]
+    good = tmp_path / "checkpoints" / "step-000001.ckpt"
+    message = (
+        rf"step-000002\.ckpt: not written, because 1 trained tensors hold NaN or infinity \(the first: {name}.*{good}"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        fit(data, tiny.vision_language, tmp_path, callbacks=callbacks)
+    assert list((tmp_path / "checkpoints").iterdir()) == [good]
+
+
+class Waits(TorchDispatchMode):
+    """Counts the times that a number is read on the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_judging_a_gradient_waits_for_nothing(rows, tiny, cache, tmp_path):
+    """Clipping and judging read no number; the norm is that of all gradients, before clipping."""
+    data = prepared(rows, tiny.vision_language, cache)
+    module = fit(data, tiny.vision_language, tmp_path, callbacks=[])
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for number, parameter in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, float(number))
+    wanted = sum(number**2 * p.numel() for number, p in enumerate(parameters)) ** 0.5
+    with Waits() as waits:
+        module.configure_gradient_clipping(module.optimizers(), 1.0, "norm")
+    assert waits.count == 0
+    assert float(module.grad_norm) == pytest.approx(wanted, rel=1e-3)  # fp32 sums of many equal squares
+    assert float(torch.nn.utils.get_total_norm([p.grad for p in parameters])) == pytest.approx(1.0, rel=1e-4)
+    with Waits() as waits:
+        float(module.grad_norm)
+    assert waits.count == 1, "the count counts"
+
+
+@pytest.mark.parametrize(("how", "largest"), [("value", 0.5), (None, 3.0)])
+def test_other_ways_of_clipping_are_as_asked_for(rows, tiny, cache, tmp_path, how, largest):
+    data = prepared(rows, tiny.vision_language, cache)
+    module = fit(data, tiny.vision_language, tmp_path, callbacks=[])
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    module.configure_gradient_clipping(module.optimizers(), 0.5 if how else None, how)
+    assert {float(p.grad.max()) for p in module.parameters()} == {largest}
+    assert module.grad_norm.isfinite()
 
 
 def test_the_last_step_is_judged_too(rows, tiny, cache, tmp_path):

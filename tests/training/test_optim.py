@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from vlmkit.errors import ConfigError
-from vlmkit.training.optim import OptimizerPlan, describe_groups, lr_factor, make_optimizer, parameter_groups
+from vlmkit.training.optim import (
+    OptimizerPlan,
+    apply_settings,
+    describe_groups,
+    lr_factor,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+)
 
 NAMES = ["model.visual.blocks.0.w", "model.visual.merger.w", "model.language_model.norm.w", "lm_head.weight"]
 
@@ -105,3 +113,35 @@ def test_the_table_names_groups_and_what_is_frozen():
     assert "merger" in table
     assert "vision_encoder (frozen)" in table
     assert table.splitlines()[2].split() == ["merger", "1", "6", "1", "0.1"]
+
+
+@pytest.mark.parametrize("steps", [1, 30])
+def test_applied_settings_go_on_in_the_schedule(steps):
+    """A resumed run with another rate: from the next step on it is that of a run which had it all the time."""
+
+    def made(**changes):
+        settings = plan(**changes)
+        weight = nn.Parameter(torch.ones(3, 2))
+        groups = parameter_groups([("model.visual.merger.w", weight)], settings)
+        optimizer = make_optimizer(groups, settings)
+        return weight, optimizer, make_schedule(optimizer, settings, num_steps=100)
+
+    def advance(weight, optimizer, schedule, count):
+        for _ in range(count):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+            schedule.step()
+
+    weight, optimizer, schedule = made(lr=1.0)
+    advance(weight, optimizer, schedule, steps)
+    always = made(lr=0.25, beta2=0.5, weight_decay=0.0)
+    planned = [{key: value for key, value in g.items() if key != "params"} for g in always[1].param_groups]
+    advance(*always, steps)
+    moments = optimizer.state[weight]["exp_avg"].clone()
+    apply_settings(optimizer, schedule, planned)
+    for key in ("lr", "initial_lr", "betas", "weight_decay"):
+        assert optimizer.param_groups[0][key] == pytest.approx(always[1].param_groups[0][key]), key
+    assert torch.equal(optimizer.state[weight]["exp_avg"], moments)
+    advance(weight, optimizer, schedule, 5)
+    advance(*always, 5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(always[1].param_groups[0]["lr"])

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from tests.training.conftest import REPOSITORY, environment
 
 
-def start_two(module: str, *arguments: str) -> None:
+def start_two(module: str, *arguments: str, timeout: float = 300) -> None:
     """Run a module as rank 0 and as rank 1, and wait for both."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -32,7 +32,7 @@ def start_two(module: str, *arguments: str) -> None:
         )
         for rank in range(2)
     ]  # fmt: skip
-    told = [rank.communicate(timeout=300)[0] for rank in ranks]
+    told = [rank.communicate(timeout=timeout)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(told)
 
 

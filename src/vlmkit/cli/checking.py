@@ -21,6 +21,7 @@ from vlmkit.cli.settings import find_faults
 from vlmkit.cli.training import (
     BEST,
     attention_of,
+    compare_settings,
     late_parts,
     make_trainer,
     model_source,
@@ -105,6 +106,8 @@ def config_section(checked: Checked) -> Section:
         if config.resume_from and (found := find_checkpoint(str(config.resume_from), checked.run_dir)):
             check_whole(found)
             checked.state, checked.checkpoint = read_state(found), found
+            if checked.trainer is not None:
+                compare_settings(config, checked.trainer, checked.state, found)
     with section.guarded():
         refuse_occupied(checked.run_dir, checked.checkpoint)
     with section.guarded():

@@ -1,10 +1,10 @@
-"""What a stage may expect of the one before: `init_from` is held against what its `vlmkit.json` says of itself."""
+"""What a stage may expect of the one before, and a resumed run of its checkpoint: differences are refused by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,6 +16,8 @@ from vlmkit.processing.processor import Processor
 
 DIFFERENCES = ("assembly", "template", "tokenizer", "pixel_limits")
 """What `init_allow` can name."""
+RESUMABLE = ("optim", "schedule", "average", "precision")
+"""What `resume_allow` can name: settings that can change in the middle of a run."""
 _HASHED_BYTES = 2**24
 """Tensors up to this size are read again to see that they are those the file tells of; of larger ones only the names."""
 
@@ -121,4 +123,119 @@ def _unequal_limits(told: dict[str, Any], processor: Processor) -> str:
     changed = [name for name, value in told["pixel_limits"].items() if limits.get(name) != value]
     return ", ".join(
         f"data.{name}={limits.get(name)}, trained with was {told['pixel_limits'][name]}" for name in changed
+    )
+
+
+def run_contract(config: DictConfig, *, precision: str) -> dict[str, dict[str, Any]]:
+    """Settings that a resumed run must share with its checkpoint, by kind and by config key, as plain values.
+
+    Args:
+        config: Of the run.
+        precision: Its name as the Trainer has it.
+    """
+    optim = _plain(config.optim, "optim")
+    schedule = {key: optim.pop(key) for key in ("optim.schedule", "optim.warmup_ratio", "optim.min_lr_ratio")}
+    if schedule["optim.schedule"] != "constant" or schedule["optim.warmup_ratio"]:
+        schedule["trainer.max_steps"] = config.trainer.max_steps  # the schedule ends there
+    averages = {
+        name: node
+        for name, node in config.callbacks.items()
+        if node and str(node.get("_target_")).endswith(".WeightAverage")
+    }
+    return {
+        "optim": {**optim, "trainer.gradient_clip_val": config.trainer.gradient_clip_val},
+        "schedule": schedule,
+        "average": {
+            key: value for name, node in averages.items() for key, value in _plain(node, f"callbacks.{name}").items()
+        },
+        "precision": {"trainer.precision": precision},
+        "lora": _plain(config.model.lora, "model.lora") if config.model.lora.rank else {"model.lora.rank": 0},
+    }
+
+
+def check_resumable(
+    checkpoint: Path,
+    held: Mapping[str, Mapping[str, Any]] | None,
+    wanted: Mapping[str, Mapping[str, Any]],
+    allowed: object,
+) -> dict[str, list[str]]:
+    """Compare the settings of a resumed run with those its checkpoint was trained with.
+
+    Args:
+        checkpoint: For messages.
+        held: Its contract; None: it has none, so nothing is held against the run.
+        wanted: The run's contract.
+        allowed: `resume_allow`: differences that are to be applied; see `RESUMABLE`.
+
+    Returns:
+        By kind, the differences to be applied, in words.
+
+    Raises:
+        ConfigError: `resume_allow` names something else, or settings differ that it does not name or that cannot change.
+    """
+    if not isinstance(allowed, list) or any(kind not in RESUMABLE for kind in cast(list[object], allowed)):
+        raise ConfigError(f"resume_allow={allowed}: wanted a list of some of {', '.join(RESUMABLE)}, such as [optim].")
+    found = {kind: _changes(held.get(kind, {}), wanted[kind]) for kind in wanted} if held else {}
+    found = {kind: changes for kind, changes in found.items() if changes}
+    fixed = {kind: changes for kind, changes in found.items() if held and _is_fixed(kind, held[kind], wanted[kind])}
+    refused = {kind: changes for kind, changes in found.items() if kind in fixed or kind not in allowed}
+    if not refused:
+        return found
+    listed = "\n".join(f"  {kind}: {change}" for kind, changes in refused.items() for change in changes)
+    if fixed:
+        remedy = f"Set {' and '.join(fixed)} back: it cannot change within a run. Or start a new run with init_from."
+    else:
+        names = ",".join(sorted({*refused, *cast(list[str], allowed)}))
+        remedy = f"Set them back, or have them applied from this checkpoint on: resume_allow=[{names}]."
+    raise ConfigError(f"resume_from: {checkpoint} was trained with other settings:\n{listed}\n{remedy}")
+
+
+def _plain(node: DictConfig, prefix: str) -> dict[str, Any]:
+    settings = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return {f"{prefix}.{name}": value for name, value in settings.items()}
+
+
+def _changes(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    absent = object()
+    return [
+        f"{key}={'absent' if (new := wanted.get(key, absent)) is absent else new}, trained with was "
+        f"{'none' if (old := held.get(key, absent)) is absent else old}"
+        for key in [*wanted, *(key for key in held if key not in wanted)]
+        if wanted.get(key, absent) != held.get(key, absent)
+    ]
+
+
+def _is_fixed(kind: str, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a difference of this kind is of what the checkpoint's tensors are, not of how they go on."""
+    if kind == "precision":
+        stored = {_STORED.get(str(settings.get("trainer.precision"))) for settings in (held, wanted)}
+        return len(stored) > 1 or None in stored
+    if kind == "optim":
+        layered = {settings.get("optim.layer_decay", 1.0) < 1 for settings in (held, wanted)}  # other groups
+        fixed = ("optim._target_", "optim.fp32_masters")
+        same = all(held.get(key) == wanted.get(key) for key in fixed)
+        made = [_targets(settings.get("optim.optimizer")) for settings in (held, wanted)]
+        return len(layered) > 1 or not same or made[0] != made[1]
+    return kind not in RESUMABLE
+
+
+_STORED = {
+    "32-true": "fp32",
+    "bf16-mixed": "fp32",
+    "16-mixed": "fp32",
+    "bf16-true": "bf16",
+    "16-true": "fp16",
+    "64-true": "fp64",
+}
+"""Type that trained weights are stored in."""
+
+
+def _targets(value: object) -> list[str]:
+    """What makes an optimiser: every `_target_` in it, in order."""
+    if isinstance(value, dict):
+        nodes = cast(dict[str, object], value)
+        own = [str(nodes["_target_"])] if "_target_" in nodes else []
+        return own + [target for node in nodes.values() for target in _targets(node)]
+    return (
+        [target for node in cast(list[object], value) for target in _targets(node)] if isinstance(value, list) else []
     )

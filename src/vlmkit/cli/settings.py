@@ -198,6 +198,10 @@ _TRAIN: dict[str, Rule] = {
         choice("assembly", "template", "tokenizer", "pixel_limits"),
         "a list of some of assembly, template, tokenizer, pixel_limits, such as [pixel_limits]",
     ),
+    "resume_allow": list_of(
+        choice("optim", "schedule", "average", "precision"),
+        "a list of some of optim, schedule, average, precision, such as [optim]",
+    ),
     "seed": SEED,
     "save.every_n_steps": STEPS | NULL,
     "save.every_minutes": number(above=0) | NULL,

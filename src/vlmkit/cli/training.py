@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vlmkit import __version__
 from vlmkit.batch import Batch
-from vlmkit.cli.contract import check_allowed, check_assembly, check_contract
+from vlmkit.cli.contract import check_allowed, check_assembly, check_contract, check_resumable, run_contract
 from vlmkit.cli.ranks import launch_name, part, use_command
 from vlmkit.cli.settings import check_settings
 from vlmkit.cli.telling import end_table, make_loggers, opened
@@ -89,6 +89,7 @@ class Run:
     freeze: FreezePolicy
     lora: Lora | None
     state: RunState | None
+    applied: set[str] = field(default_factory=set[str])
     checkpoint: Path | None
     trainer: L.Trainer
     bad_media: BadMedia
@@ -278,8 +279,13 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
     if config.init_from:
         for difference in check_contract(Path(config.model.path), processor, config.get("init_allow") or []):
             print(f"Allowed by init_allow: {difference}")
+    state, applied = None, {}
     if checkpoint:
         check_whole(checkpoint)
+        state = read_state(checkpoint)
+        applied = compare_settings(config, trainer, state, checkpoint)
+        for change in (change for changes in applied.values() for change in changes):
+            print(f"Applied by resume_allow: {change}")
     return Run(
         config=config,
         run_dir=run_dir,
@@ -288,7 +294,8 @@ def wire(config: DictConfig, run_dir: Path) -> Run:
         processor=processor,
         lora=make_lora(config.model.lora),
         freeze=build(config.freeze, FreezePolicy),
-        state=read_state(checkpoint) if checkpoint else None,
+        state=state,
+        applied=set(applied),
         checkpoint=checkpoint,
         trainer=trainer,
         bad_media=make_bad_media(data),
@@ -329,6 +336,16 @@ def attention_of(config: DictConfig, trainer: L.Trainer) -> Chosen:
     """
     dtype = attention_dtype(str(config.trainer.precision))
     return choose_kernel(config.model.attn_implementation, trainer.strategy.root_device, dtype)
+
+
+def compare_settings(config: DictConfig, trainer: L.Trainer, state: RunState, checkpoint: Path) -> dict[str, list[str]]:
+    """Differences from the settings of a checkpoint that `resume_allow` has applied, by kind, in words.
+
+    Raises:
+        ConfigError: there are others.
+    """
+    allowed = OmegaConf.to_container(config.get("resume_allow") or OmegaConf.create([]))
+    return check_resumable(checkpoint, state.contract, run_contract(config, precision=str(trainer.precision)), allowed)
 
 
 def refuse_occupied(run_dir: Path, checkpoint: Path | None) -> None:
@@ -487,7 +504,7 @@ def make_module(run: Run) -> TrainingModule:
             return made, sketch.read
         return made, lora.reader(sketch.read, made.hf, seed=run.config.seed)
 
-    return TrainingModule(
+    module = TrainingModule(
         make_model=make_model,
         make_sketch=make_sketch,
         lora=lora,
@@ -495,6 +512,8 @@ def make_module(run: Run) -> TrainingModule:
         optimizer_plan=build(optimizer_node(run.config.optim), OptimizerPlan),
         count_steps=run.data.num_steps,
     )
+    module.applies_plan = not run.applied.isdisjoint({"optim", "schedule"})
+    return module
 
 
 def optimizer_node(node: DictConfig) -> DictConfig:
@@ -522,11 +541,18 @@ class Watchers:
 def add_callbacks(run: Run, module: TrainingModule) -> Watchers:
     """Give the Trainer its observers: those of the config, and guard, log, checkpoints and group table."""
     save, log, data = run.config.save, run.config.log, run.data
+    contract = run_contract(run.config, precision=str(run.trainer.precision))
 
     def state_at(step: int) -> RunState:
         steps = data.steps(run.trainer.world_size, run.accumulate)
         consumed = steps.num_consumed(step - data.start_step)
-        return RunState(step=step, consumed_packs=consumed, plan_key=data.plan.key, freeze=vars(run.freeze))
+        return RunState(
+            step=step,
+            consumed_packs=consumed,
+            plan_key=data.plan.key,
+            freeze=vars(run.freeze),
+            contract=contract,
+        )
 
     def epoch_at(step: int) -> float:
         consumed = state_at(step).consumed_packs

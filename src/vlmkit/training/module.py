@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from vlmkit.batch import Batch
 from vlmkit.model.freeze import FreezePolicy
@@ -17,8 +19,15 @@ from vlmkit.model.lora import Lora
 from vlmkit.model.packed import PackedVLM
 from vlmkit.model.parts import PARTS, Part, part_of, restore_rotary_buffers
 from vlmkit.training.loss import scaled_loss
-from vlmkit.training.optim import Group, OptimizerPlan, make_optimizer, make_schedule, parameter_groups
-from vlmkit.training.shards import AVERAGES, NAMED, in_order
+from vlmkit.training.optim import (
+    Group,
+    OptimizerPlan,
+    apply_settings,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+)
+from vlmkit.training.shards import AVERAGES, NAMED, in_order, whole
 from vlmkit.training.strategy import ShardedStrategy
 
 _HF = "model.hf."
@@ -62,7 +71,12 @@ class TrainingModule(L.LightningModule):
         self.model: PackedVLM | None = None
         self.groups: list[Group] = []
         self.token_losses = torch.empty(0)
+        self.grad_norm: Tensor | None = (
+            None  # of the last step, over all that is trained, before clipping; on the device
+        )
         self.skip_step = False
+        # Whether a resumed run goes on with the rates and settings of the plan instead of those of its checkpoint.
+        self.applies_plan = False
         self.strict_loading = False  # frozen tensors stand in no checkpoint; `on_load_checkpoint` checks the rest
 
     @property
@@ -92,6 +106,15 @@ class TrainingModule(L.LightningModule):
         still = self.freeze_policy.vision_encoder and not adapted
         replace(self.freeze_policy, vision_encoder=still).set_modes(self.packed.hf)
 
+    def on_train_start(self) -> None:
+        """After a checkpoint was read: put the plan's settings in the place of the restored ones, where that is wanted."""
+        if self.applies_plan:
+            optimizer, schedule = (
+                cast(Optimizer, self.optimizers(use_pl_optimizer=False)),
+                cast(LambdaLR, self.lr_schedulers()),
+            )
+            apply_settings(optimizer, schedule, self._planned)
+
     def _freeze(self, hf: Any) -> None:
         if self.lora is None:
             self.freeze_policy.apply(hf)
@@ -109,11 +132,31 @@ class TrainingModule(L.LightningModule):
             world_size=self.trainer.world_size,
         )
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Take the gradients away from a step that a callback wants skipped: weights and moments stay as they are."""
         if self.skip_step:
             optimizer.zero_grad(set_to_none=True)
             self.skip_step = False
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer was told to, and keep the gradient's norm, which says whether the step was sound.
+
+        Nothing here waits for the device. Where ranks share the parameters, every rank must call.
+        """
+        parameters = [parameter for group in self.groups for _, parameter in group.parameters]
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self.grad_norm = whole(torch.nn.utils.get_total_norm(grads))
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the parts' groups, with a schedule advanced once a step."""
@@ -121,6 +164,7 @@ class TrainingModule(L.LightningModule):
         optimizer = make_optimizer(self.groups, self.optimizer_plan)
         num_steps = self.count_steps(self.trainer.world_size, self.trainer.accumulate_grad_batches)
         schedule = make_schedule(optimizer, self.optimizer_plan, num_steps=num_steps)
+        self._planned = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def frozen_counts(self) -> dict[Part, tuple[int, int]]:

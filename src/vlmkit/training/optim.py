@@ -213,6 +213,20 @@ def make_schedule(optimizer: torch.optim.Optimizer, plan: OptimizerPlan, *, num_
     return LambdaLR(optimizer, lr_factor(plan, num_steps=num_steps))
 
 
+def apply_settings(optimizer: Optimizer, schedule: LambdaLR, settings: list[dict[str, Any]]) -> None:
+    """Give the groups of an optimiser whose state was restored other settings, its rate where the schedule stands now.
+
+    Args:
+        optimizer: Its moments stay.
+        schedule: Of its rates, restored as well.
+        settings: Of each group as it was made, with `initial_lr`, the rate at the top of the schedule.
+    """
+    step = schedule.last_epoch
+    schedule.base_lrs = [group["initial_lr"] for group in settings]
+    for group, made, factor in zip(optimizer.param_groups, settings, schedule.lr_lambdas, strict=True):
+        group.update({**made, "lr": made["initial_lr"] * factor(step)})
+
+
 def lr_factor(plan: OptimizerPlan, *, num_steps: int) -> Callable[[int], float]:
     """Factor of the learning rate at each step, counted from 0: linear warm-up, then the schedule."""
     warmup = math.ceil(plan.warmup_ratio * num_steps)

@@ -11,6 +11,7 @@ import io
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path, PurePath
 from pickle import Unpickler, UnpicklingError
 from typing import Any, cast
@@ -287,6 +288,20 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def nonfinite_names(module: nn.Module) -> list[str]:
+    """Names of trained tensors, and of their averages, that hold NaN or infinity on this rank; one wait for the device."""
+    tensors = dict(trained_parameters(module))
+    averages: dict[str, Tensor] = getattr(module, AVERAGES, None) or {}
+    tensors |= {f"{AVERAGES}.{name}": average for name, average in averages.items()}
+    parts = {name: part for name, tensor in tensors.items() if (part := local_part(tensor)).numel()}
+    if not parts:
+        return []
+    # The largest magnitude is NaN where any number is, and infinite where one is: no copy of the tensor is made.
+    largest = [torch.linalg.vector_norm(part, torch.inf).float() for part in parts.values()]
+    sound = torch.stack(largest).isfinite().tolist()
+    return [name for name, finite in zip(parts, sound, strict=True) if not finite]
+
+
 def any_rank(flags: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """Flags raised on any rank, where the tensors they tell of are sharded; every rank must call."""
     if any(isinstance(tensor, DTensor) for tensor in tensors):
@@ -317,8 +332,14 @@ def gather_model(hf: Any, *, merge: Merge | None = None) -> Any | None:
             tensors[name] = found.cpu()
     if not first:
         return None
+    config = deepcopy(hf.config)
+    attention = {part: getattr(config, part)._attn_implementation for part in ("text_config", "vision_config")}
+    config._attn_implementation = (
+        "sdpa"  # a new model under a name with "flash" makes transformers look for that package
+    )
     with torch.device("meta"):
-        made = type(hf)(hf.config)
+        made = type(hf)(config)
+    made.set_attn_implementation(attention)
     for name, tensor in (merge(tensors.items()) if merge else tensors).items():
         place, _, leaf = name.rpartition(".")
         setattr(made.get_submodule(place), leaf, nn.Parameter(tensor, requires_grad=False))

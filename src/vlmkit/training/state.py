@@ -16,7 +16,9 @@ import torch
 from vlmkit.errors import CheckpointError
 
 KEY = "vlmkit"
-SCHEMA = "vlmkit.state/2"
+SCHEMA = "vlmkit.state/3"
+READABLE = ("vlmkit.state/2", SCHEMA)
+"""Before version 3 a checkpoint said nothing of the settings it was trained with."""
 META_FILE = "meta.pt"
 """In a sharded checkpoint, which is a directory: what is not sharded."""
 _NAME = re.compile(r"step-(\d+)\.ckpt")
@@ -31,12 +33,15 @@ class RunState:
         consumed_packs: Packs of the plan trained on; what is left is dealt anew, on any number of ranks.
         plan_key: Hash of everything that determines the packs: another plan is refused.
         freeze: Frozen parts.
+        contract: Settings that a resumed run must share, by kind and by config key, as plain values; None in checkpoints
+            of older versions.
     """
 
     step: int
     consumed_packs: int
     plan_key: str
     freeze: dict[str, bool]
+    contract: dict[str, dict[str, Any]] | None
 
     def to_checkpoint(self, rng: list[dict[str, Any]]) -> dict[str, Any]:
         """Plain values and tensors, so that it loads with `weights_only=True`.
@@ -76,13 +81,15 @@ def find_checkpoint(resume_from: str, run_dir: Path) -> Path | None:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The finished checkpoint with the highest step; files still being written have another name."""
-    found = [
-        (int(match[1]), path)
-        for path in (run_dir / "checkpoints").glob("step-*.ckpt")
-        if (match := _NAME.fullmatch(path.name))
-    ]
-    return max(found)[1] if found else None
+    """The finished checkpoint with the highest step."""
+    found = finished_checkpoints(run_dir / "checkpoints")
+    return found[-1] if found else None
+
+
+def finished_checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints in a directory by step, the lowest first; files still being written have another name."""
+    steps = {path: int(match[1]) for path in directory.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))}
+    return sorted(steps, key=lambda path: steps[path])
 
 
 def meta_file(path: Path) -> Path:
@@ -115,15 +122,14 @@ def refused_objects(path: Path, error: BaseException) -> CheckpointError:
     """The error of a file that may hold code, in words."""
     return CheckpointError(
         f"{path}: not loaded, because it holds other Python objects than plain values and tensors, and loading such "
-        f"objects can run code ({_first_line(error)}). vlmkit writes no such file: ask whoever made it, or use another "
-        "checkpoint."
+        f"objects can run code ({_first_line(error)}). vlmkit writes no such file. Use another checkpoint."
     )
 
 
 def unreadable(path: Path, error: BaseException) -> CheckpointError:
     """The error of a damaged file, in words."""
     return CheckpointError(
-        f"{path}: not a readable checkpoint ({_first_line(error)}). It may be damaged: use an older one."
+        f"{path}: not a readable checkpoint ({_first_line(error)}). It may be damaged. Use an older one."
     )
 
 
@@ -139,11 +145,13 @@ def read_state(path: Path) -> RunState:
     """
     content = read_content(meta_file(path)).get(KEY)
     state = cast(Mapping[str, Any], content if isinstance(content, dict) else {})
-    if state.get("schema") != SCHEMA:
+    if state.get("schema") not in READABLE:
         raise CheckpointError(
-            f"{path}: its state is {state.get('schema')!r}, this version reads {SCHEMA!r}. Train it with the version that wrote it."
+            f"{path}: its state is {state.get('schema')!r}, this version reads {' and '.join(READABLE)}. Train it with the version that wrote it."
         )
-    return RunState(**{name: state[name] for name in RunState.__dataclass_fields__})
+    known: dict[str, Any] = {name: state[name] for name in RunState.__dataclass_fields__ if name in state}
+    known.setdefault("contract", None)
+    return RunState(**known)
 
 
 def rng_state() -> dict[str, Any]:

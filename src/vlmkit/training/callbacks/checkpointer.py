@@ -18,11 +18,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from vlmkit.errors import CheckpointError
 from vlmkit.storage import aside_of, put_in_place
 from vlmkit.training.ranks import Agreement, gather
-from vlmkit.training.shards import read_whole, remove_checkpoint
+from vlmkit.training.shards import nonfinite_names, read_whole, remove_checkpoint
 from vlmkit.training.state import (
     KEY,
     RunState,
     checkpoint_name,
+    finished_checkpoints,
     newest_checkpoint,
     read_content,
     restore_rng,
@@ -127,7 +128,7 @@ class Checkpointer(Callback):
         """Write a checkpoint of this step, unless it stands; every rank must call.
 
         Raises:
-            CheckpointError: the disk refuses it, on every rank. Earlier checkpoints stay.
+            CheckpointError: weights are not finite, or the disk refuses them; on every rank. Earlier checkpoints stay.
         """
         step = trainer.global_step
         path = self.directory / checkpoint_name(step)
@@ -135,6 +136,7 @@ class Checkpointer(Callback):
             return path
         started = time.monotonic()
         self.before_save()
+        self._refuse_ruined(trainer, path)
         aside = aside_of(path)
         self._writing.error = None
         if trainer.is_global_zero:
@@ -148,7 +150,7 @@ class Checkpointer(Callback):
                 self._writing.attempt(lambda: remove_checkpoint(path))
             self._writing.attempt(lambda: put_in_place(aside, path))
             if self._writing.error is None:
-                self._writing.attempt(self._prune)
+                self._writing.attempt(lambda: self._prune(path))
         if error := trainer.strategy.broadcast(self._writing.error):
             self._give_up(trainer, aside, path, error)
         self.saved_step, self.saved_at = step, time.monotonic()
@@ -179,9 +181,22 @@ class Checkpointer(Callback):
             "continue with resume_from=auto."
         )
 
-    def _prune(self) -> None:
-        found = sorted(self.directory.glob("step-*.ckpt"))
-        for old in found[: -self.keep] if self.keep > 0 else []:
+    def _refuse_ruined(self, trainer: L.Trainer, path: Path) -> None:
+        """Look at the weights, so that a checkpoint is always worth going on from."""
+        found = gather(nonfinite_names(trainer.lightning_module))
+        if names := sorted({name for names in found for name in names}):
+            newest = newest_checkpoint(self.directory.parent)
+            raise CheckpointError(
+                f"{path}: not written, because {len(names)} trained tensors hold NaN or infinity (the first: {names[0]}). "
+                f"The newest good checkpoint is {newest or 'none'}. Resume from there at a lower rate "
+                "(resume_from=auto resume_allow=[optim] optim.lr=...)."
+            )
+
+    def _prune(self, written: Path) -> None:
+        """Remove older ones; never the one that was just written, whatever a run that this one goes back behind left."""
+        others = [path for path in finished_checkpoints(self.directory) if path != written]
+        surplus = len(others) + 1 - self.keep if self.keep > 0 else 0
+        for old in others[: max(0, surplus)]:
             if old.name not in self.spared():
                 remove_checkpoint(old)
 

@@ -1,4 +1,4 @@
-"""Watches the loss of every step: NaN and infinity stop the run or are skipped, spikes are told, both with their samples."""
+"""Watches loss and gradient of every step: NaN and infinity stop the run or are skipped, spikes are told, with their samples."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from vlmkit.batch import Batch
 from vlmkit.errors import VlmkitError
 from vlmkit.training.module import TrainingModule
 from vlmkit.training.ranks import gather
+from vlmkit.training.shards import whole
 from vlmkit.training.steplines import append_line, cut_back
 
 SCHEMA = "vlmkit.suspects/1"
@@ -33,7 +33,7 @@ _MAD_TO_DEVIATION = 1.4826
 
 
 class NonfiniteLossError(VlmkitError):
-    """A step whose loss is NaN or infinite. Names the file that lists its samples."""
+    """A step whose loss or gradient is NaN or infinite. Names the file that lists its samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class GuardSettings:
     """What is done about strange losses.
 
     Attributes:
-        on_nonfinite: A step whose loss is NaN or infinite: `error` stops the run and names its samples; `skip` leaves the
-            weights as they were and counts it. To skip, every step waits for the device, and gradients are looked at too.
+        on_nonfinite: A step whose loss or gradient is NaN or infinite: `error` stops the run and names its samples; `skip`
+            leaves the weights as they were and counts it. To skip, every step waits for the device.
         max_skipped: So many skipped steps may be; one more is an error all the same.
         spike_window: Steps whose losses say what is usual.
         spike_threshold: Standard deviations above their median from which a loss is a spike. The deviation is estimated by
@@ -67,29 +67,32 @@ class GuardSettings:
 
 @dataclass(kw_only=True)
 class _Step:
-    """One optimiser step of this rank: its loss on the way from the device, and what it was made of."""
+    """One optimiser step of this rank: its loss and its gradient's norm on the way from the device, and its samples."""
 
     number: int
     packs: list[tuple[list[int], Tensor, Tensor]] = field(default_factory=list[tuple[list[int], Tensor, Tensor]])
     loss: Tensor | None = None
+    values: Tensor | None = None
     arrived: Any = None
 
-    def send(self, loss: Tensor) -> None:
-        """Start to copy the loss to the host; nothing waits."""
-        if loss.device.type == "cuda":
-            self.loss = torch.empty((), dtype=loss.dtype, pin_memory=True)
-            self.loss.copy_(loss, non_blocking=True)
+    def send(self, norm: Tensor | None) -> None:
+        """Start to copy loss and norm (None: not judged) to the host; nothing waits."""
+        assert self.loss is not None
+        values = torch.stack([self.loss, self.loss.new_zeros(()) if norm is None else norm.to(self.loss)])
+        if values.device.type == "cuda":
+            self.values = torch.empty(2, dtype=values.dtype, pin_memory=True)
+            self.values.copy_(values, non_blocking=True)
             self.arrived = torch.cuda.Event()
             self.arrived.record()
         else:
-            self.loss = loss.cpu()
+            self.values = values.cpu()
 
-    def receive(self) -> float:
-        """The loss, once this step (not those queued after it) is computed."""
-        assert self.loss is not None
+    def receive(self) -> tuple[float, float]:
+        """Loss and norm, once this step (not those queued after it) is computed."""
+        assert self.values is not None
         if self.arrived is not None:
             self.arrived.synchronize()
-        return float(self.loss)
+        return float(self.values[0]), float(self.values[1])
 
     def samples(self) -> list[tuple[int, float | None, int]]:
         """Row of the index, mean loss and supervised tokens of each sample."""
@@ -106,11 +109,12 @@ class _Step:
 
 
 class LossGuard(Callback):
-    """Looks at the loss of every optimiser step, over all ranks and micro-batches.
+    """Looks at loss and gradient of every optimiser step, over all ranks and micro-batches.
 
-    The sum of the ranks' losses is NaN wherever one of them is, so all ranks see the same and act alike. With
-    `on_nonfinite=error` a loss is read one step late, so that nothing waits for the device; nothing is saved in between
-    (`settle`), and the report lists the samples of the step before as well, whose update may be the cause.
+    The sum of the ranks' losses is NaN wherever one of them is, and the gradient's norm is that of all ranks together, so
+    all ranks see the same and act alike. With `on_nonfinite=error` both are read one step late, so that nothing waits for
+    the device; nothing is saved in between (`settle`), and the report lists the samples of the step before as well, whose
+    update may be the cause.
 
     Args:
         run_dir: Where `suspects.jsonl` is written.
@@ -142,6 +146,7 @@ class LossGuard(Callback):
         self.trainer = trainer
         self.current = _Step(number=trainer.global_step + 1)
         self.total: Tensor | None = None
+        self.unsent: _Step | None = None
         if trainer.is_global_zero:
             cut_back(self.path, trainer.global_step)
 
@@ -167,11 +172,23 @@ class LossGuard(Callback):
         step, mean = self.current, self.total / trainer.world_size
         self.current, self.total = _Step(number=step.number + 1), None
         self.settle()
-        step.send(mean)
+        step.loss = mean
         if self.settings.on_nonfinite == "skip":
             pl_module.skip_step = self._must_skip(pl_module, step)
         else:
-            self.pending = step
+            self.unsent = step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Send what a step that has just ended is judged by: its norm is known since it was clipped."""
+        if self.unsent is None:
+            return
+        assert isinstance(pl_module, TrainingModule)
+        # A scaler of fp16 losses finds infinite gradients by itself, skips their step, and lowers the scale.
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        self.unsent.send(None if scaled else pl_module.grad_norm)
+        self.pending, self.unsent = self.unsent, None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Judge the last step."""
@@ -181,23 +198,29 @@ class LossGuard(Callback):
         """Judge what has not been judged; every rank must call.
 
         Raises:
-            NonfiniteLossError: its loss is NaN or infinite.
+            NonfiniteLossError: its loss or its gradient is NaN or infinite.
         """
         if (step := self.pending) is None:
             return
         self.pending = None
-        loss = step.receive()
-        if math.isfinite(loss):
+        loss, norm = step.receive()
+        if math.isfinite(loss) and math.isfinite(norm):
             self._usual(step, loss)
             self.former = step
             return
         self._tell(step, loss, "nonfinite")
         if self.former is not None:
-            self._tell(self.former, self.former.receive(), "before_nonfinite")
+            self._tell(self.former, self.former.receive()[0], "before_nonfinite")
+        wrong = (
+            f"the loss is {loss}"
+            if not math.isfinite(loss)
+            else f"the gradient's norm is {norm} (the loss is {loss:g})"
+        )
         raise NonfiniteLossError(
-            f"Step {step.number}: the loss is {loss}. Nothing of this step was saved; its samples, and those of the step "
-            f"before, stand in {self.path} (the first: {self._first(step)}). Look at them, lower optim.lr, or let such steps "
-            "be skipped: guard.on_nonfinite=skip. The run continues from its newest checkpoint with resume_from=auto."
+            f"Step {step.number}: {wrong}. Nothing of this step was saved; its samples, and those of the step "
+            f"before, stand in {self.path} (the first: {self._first(step)}). Look at them. Then "
+            "resume from the newest checkpoint, whose weights are sound, at a lower rate (resume_from=auto "
+            "resume_allow=[optim] optim.lr=...), or let such steps be skipped: guard.on_nonfinite=skip."
         )
 
     def report(self) -> dict[str, Any]:
@@ -205,10 +228,9 @@ class LossGuard(Callback):
         return {"skipped_steps": len(self.skipped), "skipped": self.skipped[:100], "loss_spikes": self.spikes}
 
     def _must_skip(self, module: TrainingModule, step: _Step) -> bool:
-        loss = step.receive()
         grads = [p.grad for group in module.groups for _, p in group.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        size = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        step.send(whole(torch.nn.utils.get_total_norm(grads)))
+        loss, size = step.receive()
         if math.isfinite(loss) and math.isfinite(size):
             self._usual(step, loss)
             return False
@@ -218,7 +240,8 @@ class LossGuard(Callback):
             raise NonfiniteLossError(
                 f"Step {step.number}: the loss is {loss}, the gradient's norm {size}, and this is the {len(self.skipped)}th "
                 f"step that would be skipped (guard.max_skipped={self.settings.max_skipped}). The samples of all of them stand "
-                f"in {self.path}. Look at them, or lower optim.lr."
+                f"in {self.path}. Look at them, or resume from the newest checkpoint at a lower rate (resume_from=auto "
+                "resume_allow=[optim] optim.lr=...)."
             )
         return True
 
