@@ -47,7 +47,7 @@ TEXTS = {
     "run_dir", "init_from", "resume_from", "save.best", "sweep.metric", "inspect.out", "inspect.rows", "out", "ckpt",
     "benchmarks", "prompt_suffix", "data_root", "answers", "output_dir", "first", "second", "sweep", "metric", "input",
     "image", "video", "question", "annotations", "root", "media_dir", "report", "cache_dir", "system", "device",
-    "directory", "backend.device", "data.validation",
+    "directory", "backend.device", "data.validation", "check.bad_rows",
     *(f"{node}.{key}" for node in ("judge", "backend") for key in ("base_url", "model", "api_key_env")),
     *(f"fields.{key}" for key in ("id", "image", "video", "question", "answer", "system", "messages")),
     *(f"model.{key}" for key in ("path", "processor", "vision_encoder", "language_model", "template")),
