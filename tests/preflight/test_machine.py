@@ -8,6 +8,7 @@ from vlmkit.cli.checking_machines import load_machine
 from vlmkit.config import conf_dir
 from vlmkit.errors import ConfigError
 from vlmkit.preflight.machine import Machine, Request, parse_requests
+from vlmkit.training.peaks import find_peak
 
 # Dense peaks in 1e12 FLOPs a second (bf16, TF32), GB/s of memory, and GB/s to a neighbour in one direction.
 SHEETS = {
@@ -73,3 +74,21 @@ def test_speeds():
     assert machine.products_per_second(narrow=False) == 25e12
     assert machine.exchange_per_second(8) == 50e9
     assert machine.exchange_per_second(16) == 5e9  # through the network
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("h100", "H100 SXM5"),
+        ("h200", "H200"),
+        ("a100-40", "A100-SXM4-40GB"),
+        ("a100-80", "A100-SXM4-80GB"),
+        ("l40s", "L40S"),
+        ("rtx4090", "GeForce RTX 4090"),
+        ("b200", "B200"),
+    ],
+)
+def test_the_peaks_are_those_behind_the_utilisation_of_a_run(name, device):
+    machine, peak = load_machine(Request(1, name)), find_peak(f"NVIDIA {device}")
+    assert peak is not None
+    assert (machine.bf16_tflops, machine.tf32_tflops) == (peak.half, peak.tf32)
